@@ -1,0 +1,84 @@
+"""The interface of everything that can decide what a cache forgets.
+
+A policy holds its configuration, never the state of a sequence: the cache carries that, as named tensors whose
+last axis is the cached keys, and moves them with the keys when it forgets, repeats or reorders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """What a policy may look at when a layer's memory is updated."""
+
+    positions: Tensor
+    """(rows, kv_heads, keys) int64, true positions ascending; padding is -1 and stands in front."""
+    keys: Tensor
+    """(rows, kv_heads, keys, head size), after rotary embedding."""
+    values: Tensor
+    """(rows, kv_heads, keys, head size)"""
+    newest: Tensor
+    """(rows,) int64, position of the newest token."""
+    row: Tensor
+    """(rows,) int64, which row of the policy (candidate, sample) each row of the cache belongs to."""
+    due: Tensor
+    """(rows,) bool, rows that are being updated; what is decided for the others is ignored."""
+    layer: int
+    """Index of the layer."""
+
+
+class Policy(Protocol):
+    """Decides, layer by layer and head by head, which cached tokens stay."""
+
+    update_interval: int
+    """Tokens fed to a row between two updates of its memory."""
+    needs_attention: bool
+    """Whether `observe` must be called; without it, attention may run in fused kernels."""
+    rows: int
+    """Rows that the policy tells apart (1: the same for all)."""
+
+    def start(self, rows: int, heads: int, device: torch.device) -> State:
+        """State of a memory that has seen nothing; keys (none yet) are the last axis of every tensor."""
+        ...
+
+    def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
+        """Takes in the attention (rows, kv_heads, new, keys) of one block of queries; returns the new state.
+
+        fed: tokens of each row before the block; counts: tokens of each row in it, right-aligned.
+        """
+        ...
+
+    def keep(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys) bool, True for what stays. Padding and the newest token need no care."""
+        ...
+
+
+class Stateless:
+    """Base of policies that need no attention and remember nothing."""
+
+    update_interval: int
+    needs_attention = False
+    rows = 1
+
+    def start(self, rows: int, heads: int, device: torch.device) -> State:
+        return {}
+
+    def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
+        return state
+
+
+def top(scores: Tensor, view: View, budget: Tensor | int) -> Tensor:
+    """Keeps the `budget` highest scores of each head (an int, or (rows,) for one budget a row)."""
+    valid = view.positions >= 0
+    order = scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).to(order).expand_as(order))
+    limit = budget if isinstance(budget, int) else budget.to(rank.device)[view.row][:, None, None]
+    return (rank < limit) & valid

@@ -1,0 +1,32 @@
+"""The oracle: keeps what a task knows to be relevant. An upper mark, no policy that could be deployed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from namm_core.policies.base import State, Stateless, View
+
+
+@dataclass
+class Oracle(Stateless):
+    """Keeps each row's relevant positions (and the first `sinks`), in every layer and head."""
+
+    relevant: list[Tensor]
+    """Per row, (relevant,) int64 true positions."""
+    update_interval: int = 512
+    """Tokens between two updates."""
+    sinks: int = 4
+    """First tokens that always stay."""
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = len(self.relevant)
+
+    def keep(self, state: State, view: View) -> Tensor:
+        keep = view.positions < self.sinks
+        for i, row in enumerate(view.row.tolist()):
+            keep[i] |= torch.isin(view.positions[i], self.relevant[row].to(view.positions.device))
+        return keep

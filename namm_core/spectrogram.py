@@ -1,0 +1,109 @@
+"""Streaming spectrogram of attention columns: what a NAMM sees of a cached token.
+
+A key's signal is the attention it receives, query after query. Every `hop` queries a frame of `n_fft` of them
+is windowed and Fourier transformed, and the magnitudes enter a moving average (arXiv 2410.13166, section 3.1).
+Only the average and the last hop of every column are held, never a block of attention.
+
+Keys are the last axis of every tensor here, so that forgetting is one gather. Knows nothing of scores.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from namm_core.config import NammConfig
+
+State = dict[str, Tensor]
+"""`average` (rows, kv_heads, frequencies, keys); `carried` (rows, kv_heads, hop, keys), the last whole hop of
+queries; `pending` (rows, kv_heads, 0..hop, keys), the queries since."""
+
+
+class Spectrogram:
+    """Moving average of |STFT| for each key, advanced by whatever number of queries a forward call brings."""
+
+    def __init__(self, config: NammConfig) -> None:
+        self.config = config
+        n, hop = config.n_fft, config.hop
+        m = torch.arange(n, dtype=torch.float64)
+        window = 0.5 - 0.5 * torch.cos(2 * math.pi * m / n)  # periodic Hann
+        angle = 2 * math.pi * torch.arange(config.frequencies, dtype=torch.float64)[:, None] * m / n
+        # The sines of frequencies 0 and n/2 vanish: n rows carry the whole transform.
+        basis = torch.cat([window * torch.cos(angle), (window * torch.sin(angle))[1:-1]])
+        # A frame is two hop blocks; each block is transformed once and used as first and as second half.
+        self._halves = torch.cat([basis[:, :hop], basis[:, hop:]]).float()
+        self.decay = config.ema**hop
+
+    def start(self, rows: int, heads: int, device: torch.device) -> State:
+        """The state of a memory that has seen nothing: no keys, no pending queries."""
+        shape = {"average": self.config.frequencies, "carried": self.config.hop, "pending": 0}
+        return {name: torch.zeros(rows, heads, size, 0, device=device) for name, size in shape.items()}
+
+    def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
+        """Advances the averages by one block of queries.
+
+        attention: (rows, kv_heads, new, keys), mean over each query group, zero where a query came before a key
+        or where the row has fewer than `new` tokens (those are right-aligned, blank queries in front);
+        fed: tokens of each row before this block; counts: tokens of each row in it. Returns the new state.
+        """
+        hop = self.config.hop
+        phases = [f % hop for f in fed]
+        if len(set(phases)) == 1 and len(set(counts)) == 1 and state["pending"].shape[2] == phases[0]:
+            return self._observe_alike(state, attention)
+        return self._observe_each(state, attention, phases, counts)
+
+    def _observe_alike(self, state: State, attention: Tensor) -> State:
+        """All rows stand at the same phase of a hop: no row needs a mask."""
+        hop = self.config.hop
+        if state["pending"].shape[2]:
+            attention = torch.cat([state["pending"], attention], dim=2)
+        frames = attention.shape[2] // hop
+        pending = attention[:, :, frames * hop :]
+        if not frames:
+            return {**state, "pending": pending}
+        blocks = attention[:, :, : frames * hop].unflatten(2, (frames, hop))
+        magnitudes = self._magnitudes(state["carried"], blocks)
+        exponents = torch.arange(frames - 1, -1, -1, device=attention.device, dtype=torch.float64)
+        weights = ((1 - self.decay) * self.decay**exponents).float()  # NAMM.md 4
+        average = torch.einsum("rhtfk,t->rhfk", magnitudes, weights)
+        average.add_(state["average"], alpha=self.decay**frames)
+        return {"average": average, "carried": blocks[:, :, -1].clone(), "pending": pending.clone()}
+
+    def _observe_each(self, state: State, attention: Tensor, phases: list[int], counts: list[int]) -> State:
+        """Rows at different phases: queries go to slots that begin at each row's own hop boundary."""
+        hop, device = self.config.hop, attention.device
+        rows, heads, new, keys = attention.shape
+        phase, count = torch.tensor(phases, device=device), torch.tensor(counts, device=device)
+        frames = (phase + count) // hop  # whole hops that each row completes
+        blocks = int((phase + count).max() - 1) // hop + 1
+        slots = torch.zeros(rows, heads, (blocks + 1) * hop + new, keys, device=device)
+        held = state["pending"].shape[2]
+        slots[:, :, :held] = state["pending"]
+        # Blank queries carry zeros, so that sending them past the end only needs room.
+        query = torch.arange(new, device=device) - (new - count)[:, None]
+        target = torch.where(query >= 0, phase[:, None] + query, (blocks + 1) * hop)
+        slots.scatter_add_(2, target[:, None, :, None].expand_as(attention), attention)
+        grid = slots[:, :, : (blocks + 1) * hop].unflatten(2, (blocks + 1, hop))
+        magnitudes = self._magnitudes(state["carried"], grid[:, :, :blocks])
+        exponents = frames[:, None] - 1 - torch.arange(blocks, device=device)
+        weights = (1 - self.decay) * self.decay ** exponents.clamp(min=0).double()
+        weights = torch.where(exponents >= 0, weights, 0.0).float()
+        average = torch.einsum("rhtfk,rt->rhfk", magnitudes, weights)
+        average += state["average"] * (self.decay ** frames.double()).float()[:, None, None, None]
+        history = torch.cat([state["carried"][:, :, None], grid], dim=2)
+        row = torch.arange(rows, device=device)
+        return {"average": average, "carried": history[row, :, frames], "pending": history[row, :, frames + 1]}
+
+    def _magnitudes(self, carried: Tensor, blocks: Tensor) -> Tensor:
+        """|X| of each frame, (rows, kv_heads, frames, frequencies, keys), from hop blocks and the one before."""
+        n, middle = self.config.n_fft, self.config.frequencies
+        halves = self._halves.to(blocks.device)
+        both = torch.matmul(halves, blocks.float())
+        transform = both[:, :, :, n:]
+        transform[:, :, 1:] += both[:, :, :-1, :n]
+        transform[:, :, 0] += torch.matmul(halves[:n], carried)
+        squares = transform.square_()
+        squares[:, :, :, 1 : middle - 1] += squares[:, :, :, middle:]
+        return squares[:, :, :, :middle].sqrt()

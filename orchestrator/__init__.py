@@ -1,0 +1,1 @@
+"""The search: candidates, generations, faults, records. No torch at module level, no prompts' text."""

@@ -1,0 +1,15 @@
+"""Fixtures of more than one floor's tests; knows where the golden data stand, not what they hold."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of the recorded runs of the public implementation; skips where NAMM_GOLDEN does not name one."""
+    folder = os.environ.get("NAMM_GOLDEN")
+    if not folder:
+        pytest.skip("NAMM_GOLDEN is not set: it names the folder of recorded runs to compare with")
+    return Path(folder).resolve(strict=True)

@@ -1,0 +1,169 @@
+"""Train the small recall model and its tokenizer from nothing: `python -m workers.pretrain --out FOLDER`.
+
+Plain next-token training on short recall documents, several questions each. Knows nothing of memories: longer
+prompts are reached afterwards by NTK-scaled RoPE alone (`--measure` prints how well).
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads on shared cores cost a factor of ten
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import argparse
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from workers.tasks import recall, words
+
+LENGTHS = (64, 96, 128)
+BATCH = 32
+SPECIAL = ("<unk>", "<pad>", "<eos>")
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A unigram tokenizer whose pieces are the recall words, and bytes for everything else: no text is lost."""
+    pieces = [(piece, -2.0) for piece in words.vocabulary()]
+    vocabulary = [(token, -20.0) for token in SPECIAL] + pieces + [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    # A "<" stands alone, so that a text which spells a byte token ("<0x41>") is not read as that byte.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("<", "isolated"),
+            pre_tokenizers.Split(Regex("[ \n]"), "merged_with_next"),
+            pre_tokenizers.Split(Regex("[.]"), "isolated"),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=SPECIAL[0],
+        pad_token=SPECIAL[1],
+        eos_token=SPECIAL[2],
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The untrained model. Its initialisation decides whether it learns at all (`docs/LOG.md`)."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=max(LENGTHS),
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim < 2:
+                continue
+            torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(0.1)
+    return model
+
+
+def training_document(rng: random.Random, tokens: int) -> tuple[list[str], list[bool]]:
+    """A document of `tokens` pieces with several questions in about its last quarter; which pieces are answers."""
+    while True:
+        few = 2 + int(rng.random() * (tokens // 16 - 1))
+        config = recall.RecallConfig(
+            facts=few,
+            moves=2 + int(rng.random() * 2),
+            topic_words=4 + 2 * int(rng.random() * (tokens // 16 - 2)),
+            passages=few,
+        )
+        kinds = [("residence", "resident", "colour", "journey", "latest")[int(rng.random() * 5)]]
+        kinds += [kind for kind in ("passkey", "topic", "passage") if rng.random() < 0.35]
+        drafts = [recall.KINDS[kind](rng, config) for kind in kinds]
+        asked: list[str] = []
+        answers: list[bool] = []
+        while len(asked) < tokens // 4 - 4:
+            draft = drafts[int(rng.random() * len(drafts))]
+            question = draft.questions[int(rng.random() * len(draft.questions))]
+            asked += [*question.pieces, *question.answer]
+            answers += [False] * len(question.pieces) + [True] * len(question.answer)
+        try:
+            page = recall.compose(rng, drafts, tokens - len(asked))
+        except ValueError:
+            continue  # too many facts for this length: draw again
+        return page.pieces + asked, [False] * len(page.pieces) + answers
+
+
+def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> None:
+    """Train in place. The learning rate is flat for 60 % of the steps, then falls linearly to 0."""
+    ids = tokenizer.get_vocab()
+    rng = random.Random(seed)
+    peak = 3e-3
+    optimiser = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.1)
+    started, hits, asked, losses = time.monotonic(), 0, 0, 0.0
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = peak * min(1.0, (step + 1) / 50, (steps - step) / (0.4 * steps))
+        tokens = LENGTHS[int(rng.random() * len(LENGTHS))]
+        documents = [training_document(rng, tokens) for _ in range(BATCH)]
+        batch = torch.tensor([[ids[piece] for piece in pieces] for pieces, _ in documents])
+        answer = torch.tensor([flags for _, flags in documents])[:, 1:]
+        logits = model(batch[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
+        weight = torch.where(answer.flatten(), 1.0, 0.02)
+        total = (loss * weight).sum() / weight.sum()
+        optimiser.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        hits += int((logits.argmax(-1) == batch[:, 1:])[answer].sum())
+        asked += int(answer.sum())
+        losses += float(total.detach())
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            seconds = time.monotonic() - started
+            left = seconds / (step + 1) * (steps - step - 1)
+            print(
+                f"step {step + 1}/{steps}  loss {losses / 50:.3f}  answer tokens right {hits / asked:.3f}"
+                f"  {seconds:.0f} s, {left:.0f} s left",
+                flush=True,
+            )
+            hits, asked, losses = 0, 0, 0.0
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the Hugging Face folder; the weights in float32."""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m workers.pretrain", description="Train the small recall model.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the documents")
+    chosen = parser.parse_args(arguments)
+    torch.manual_seed(chosen.seed)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    train(model, tokenizer, chosen.steps, chosen.seed)
+    save(model, tokenizer, chosen.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

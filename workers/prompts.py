@@ -1,0 +1,195 @@
+"""Keeps arrays that are costly to make again (token ids, base scores) in Redis, keyed by their content.
+
+Values are typed bytes, never pickles. A lost Redis costs time, not the run: a bounded local store stands in
+front of it and goes on alone. Knows nothing of tokenizers, models or tasks: whoever asks says what the key is
+made of.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+import numpy as np
+import redis
+
+logger = logging.getLogger(__name__)
+
+_MAGIC = b"NMA1"
+_DTYPES = {1: "<i4", 2: "<i8", 3: "<f4", 4: "<f8", 5: "|u1", 6: "|b1"}
+_CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
+_DIGEST = 16  # bytes
+
+_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
+_SECRET_OPTION = re.compile(
+    r"([?&][^=&\s]*(?:password|passwd|pwd|token|secret|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE
+)
+
+
+def masked_url(text: str) -> str:
+    """`text` with the credentials of every URL in it replaced by ***: fit for messages and records."""
+    return _SECRET_OPTION.sub(r"\1***", _USERINFO.sub("***@", text))
+
+
+def content_key(kind: str, **parts) -> str:
+    """Redis key of what `parts` (JSON values: model, tokenizer, task, template, sample, ...) determine.
+
+    The same parts in any order give the same key in every process; 1, 1.0, True and "1" are different parts.
+    Raises ValueError for a part that JSON cannot hold exactly (an array, an object, NaN).
+    """
+    try:
+        text = json.dumps([kind, parts], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a content key is made of JSON values only: {error}") from None
+    return f"namm:{kind}:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def pack(key: str, array: np.ndarray) -> bytes:
+    """Bytes of `array`, little-endian: magic, dtype code, number of dimensions, shape, payload, checksum.
+
+    The checksum covers `key` too, so a value found under another key counts as damaged.
+    Raises ValueError for a dtype other than int32, int64, float32, float64, uint8 and bool.
+    """
+    array = np.asarray(array)
+    code = _CODES.get(array.dtype.newbyteorder("<"))
+    if code is None:
+        known = ", ".join(str(np.dtype(name)) for name in _DTYPES.values())
+        raise ValueError(f"arrays of dtype {array.dtype} cannot be stored: convert to one of {known}")
+    head = _MAGIC + struct.pack(f"<BB{array.ndim}Q", code, array.ndim, *array.shape)
+    body = head + array.astype(_DTYPES[code], copy=False).tobytes()
+    return body + _digest(key, body)
+
+
+def unpack(key: str, value: bytes) -> np.ndarray:
+    """The array that `pack` made `value` of; writable, of its own memory. Raises ValueError if damaged."""
+    body, digest = value[:-_DIGEST], value[-_DIGEST:]
+    if not body.startswith(_MAGIC) or digest != _digest(key, body):
+        raise ValueError(f"{len(value)} bytes are not an intact array of this key")
+    code, ndim = struct.unpack_from("<BB", body, len(_MAGIC))
+    shape = struct.unpack_from(f"<{ndim}Q", body, len(_MAGIC) + 2)
+    payload = np.frombuffer(body, dtype=_DTYPES[code], offset=len(_MAGIC) + 2 + 8 * ndim)
+    return payload.reshape(shape).astype(payload.dtype.newbyteorder("="))
+
+
+def _digest(key: str, body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_DIGEST, key=hashlib.sha256(key.encode()).digest()).digest()
+
+
+class PromptStore:
+    """Arrays by content key, in Redis at `url` (redis://, rediss://, unix://) and in this process.
+
+    `url=None` keeps them in this process only. One object serves one thread; pickling carries the address,
+    not the contents.
+
+    Args:
+        url: address of a Redis server, or None.
+        password: used when the url holds none.
+        local_bytes: bound of the local store; the least recently used arrays leave first.
+        retry_every: seconds for which a Redis that failed is left alone.
+        expire: seconds after which Redis may forget a value, so that a shared server does not fill up.
+
+    Attributes:
+        hits, misses: what `get` answered, wherever it was found.
+        failures: calls to Redis that failed.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        password: str | None = None,
+        *,
+        local_bytes: int = 64 * 2**20,
+        retry_every: float = 5.0,
+        expire: int = 30 * 24 * 3600,
+    ):
+        self._arguments = {"local_bytes": local_bytes, "retry_every": retry_every, "expire": expire}
+        self._url, self._password = url, password
+        self._local: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._local_bytes = 0
+        self._lost = False
+        self._retry_at = 0.0
+        self.hits = self.misses = self.failures = 0
+        # The client's own defaults block a call for 4.4 s when the server is down.
+        limits = {"retry": None, "socket_timeout": 0.5, "socket_connect_timeout": 0.5}
+        self._client = None if url is None else redis.Redis.from_url(url, password=password, **limits)
+
+    def __reduce__(self):
+        return _open, (self._url, self._password, self._arguments)
+
+    def __repr__(self) -> str:
+        return f"PromptStore({masked_url(self._url) if self._url else None!r})"
+
+    def get(self, key: str) -> np.ndarray | None:
+        """The array stored under `key`, as a copy of the caller's own, or None."""
+        array = self._local.get(key)
+        if array is not None:
+            self._local.move_to_end(key)
+        else:
+            array = self._from_redis(key)
+        if array is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        return array.copy()
+
+    def put(self, key: str, array: np.ndarray) -> None:
+        """Stores `array` (of a dtype that `pack` takes) under `key`; never raises because of Redis."""
+        array = np.array(array)
+        value = pack(key, array)
+        self._keep(key, array)
+        self._ask(lambda client: client.set(key, value, ex=self._arguments["expire"]))
+
+    def get_or_make(self, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The array of `key`; where there is none, `make()` is called and its result stored."""
+        array = self.get(key)
+        if array is None:
+            array = np.asarray(make())
+            self.put(key, array)
+        return array
+
+    def _from_redis(self, key: str) -> np.ndarray | None:
+        value = self._ask(lambda client: client.get(key))
+        if value is None:
+            return None
+        try:
+            array = unpack(key, value)
+        except ValueError as error:
+            logger.warning("Redis: the value of %s is damaged (%s); it is made again", key, error)
+            return None
+        self._keep(key, array)
+        return array
+
+    def _keep(self, key: str, array: np.ndarray) -> None:
+        if key in self._local:
+            self._local_bytes -= self._local.pop(key).nbytes
+        self._local[key] = array
+        self._local_bytes += array.nbytes
+        while self._local_bytes > self._arguments["local_bytes"]:
+            self._local_bytes -= self._local.popitem(last=False)[1].nbytes
+
+    def _ask(self, call: Callable[[redis.Redis], bytes | None]) -> bytes | None:
+        """What Redis answers; None while it is lost."""
+        if self._client is None or time.monotonic() < self._retry_at:
+            return None
+        try:
+            answer = call(self._client)
+        except (redis.RedisError, OSError) as error:
+            self.failures += 1
+            self._retry_at = time.monotonic() + self._arguments["retry_every"]
+            if not self._lost:
+                reason = masked_url(f"{type(error).__name__}: {error}")
+                logger.warning("Redis at %s is lost (%s); going on without it", masked_url(self._url), reason)
+            self._lost = True
+            return None
+        if self._lost:
+            logger.warning("Redis at %s is back", masked_url(self._url))
+        self._lost = False
+        return answer
+
+
+def _open(url: str | None, password: str | None, arguments: dict) -> PromptStore:
+    return PromptStore(url, password, **arguments)

@@ -1,0 +1,169 @@
+"""LongBench's metrics and exact match: a prediction and its references in, a score from 0 to 1 out.
+
+Knows nothing of prompts, models, or which task uses which metric. The libraries of the extra `benchmarks` are
+imported by the metrics that need them, when they first do.
+
+Source: THUDM/LongBench (Bai et al., *LongBench: A Bilingual, Multitask Benchmark for Long Context
+Understanding*, arXiv 2308.14508), whose numbers these functions give, oddities included.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+CHINESE_PUNCTUATION = (
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗"
+    "〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+)
+
+
+def score(
+    metric: str, prediction: str, references: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """Score of `prediction`, 0 to 1: the best over `references` by the metric of that name in `METRICS`.
+
+    `all_classes`: the names of all classes; `classification_score` needs them.
+    Raises ValueError for an unknown metric, where there is no reference, and where the metric needs a library
+    that is not installed.
+    """
+    if metric not in METRICS:
+        near = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown metric {metric!r}; the nearest is {near!r}")
+    if isinstance(references, str) or not references:
+        raise ValueError(f"{metric}: references must be a list of one or more texts, not {references!r}")
+    return max(METRICS[metric](prediction, reference, all_classes) for reference in references)
+
+
+def exact_match(prediction: str, reference: str) -> float:
+    """1 where both are the same text but for space at the ends."""
+    return float(prediction.strip() == reference.strip())
+
+
+def qa_f1_score(prediction: str, reference: str) -> float:
+    """F1 of English words, without case, punctuation and articles (as in SQuAD)."""
+    return _f1(_english_words(prediction), _english_words(reference))
+
+
+def qa_f1_zh_score(prediction: str, reference: str) -> float:
+    """F1 of Chinese words as `jieba` cuts them, without case, punctuation and space."""
+    return _f1(_chinese_words(prediction), _chinese_words(reference))
+
+
+def rouge_score(prediction: str, reference: str) -> float:
+    """ROUGE-L F1 of words between spaces; 0 where either text has none, or full stops alone."""
+    rouge = _library("rouge", "rouge_score")
+    try:
+        return rouge.Rouge().get_scores([prediction], [reference], avg=True)["rouge-l"]["f"]
+    except ValueError:  # the library refuses an empty text
+        return 0.0
+
+
+def rouge_zh_score(prediction: str, reference: str) -> float:
+    """ROUGE-L F1 of Chinese words as `jieba` cuts them."""
+    jieba = _library("jieba", "rouge_zh_score")
+    cut = (" ".join(jieba.cut(text, cut_all=False)) for text in (prediction, reference))
+    return rouge_score(*cut)
+
+
+def classification_score(prediction: str, reference: str, all_classes: Sequence[str]) -> float:
+    """1 / (number of classes that the prediction names), where the right one is among them."""
+    named = [name for name in all_classes if name in prediction]
+    # LongBench removes names that are parts of the right one while it iterates, and so skips the name behind
+    # each that it removes. Its published numbers come from that.
+    for name in named:
+        if name in reference and name != reference:
+            named.remove(name)
+    return 1 / len(named) if reference in named else 0.0
+
+
+def retrieval_score(prediction: str, reference: str) -> float:
+    """Part of the prediction's numbers that equal the number of the reference, as in "Paragraph 3"."""
+    return _share_of_numbers(prediction, _number_after("Paragraph ", reference))
+
+
+def retrieval_zh_score(prediction: str, reference: str) -> float:
+    """Part of the prediction's numbers that equal the number of the reference, as in "段落3"."""
+    return _share_of_numbers(prediction, _number_after("段落", reference))
+
+
+def count_score(prediction: str, reference: str) -> float:
+    """Part of the prediction's numbers that equal the reference."""
+    return _share_of_numbers(prediction, reference)
+
+
+def code_sim_score(prediction: str, reference: str) -> float:
+    """Edit similarity of the prediction's first line that is code (no back-tick, `#` or `//` in it)."""
+    fuzz = _library("fuzzywuzzy.fuzz", "code_sim_score")
+    lines = prediction.lstrip("\n").split("\n")
+    line = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
+    return fuzz.ratio(line, reference) / 100
+
+
+def _plain(metric: Callable[[str, str], float]) -> Callable[[str, str, Sequence[str] | None], float]:
+    return lambda prediction, reference, all_classes: metric(prediction, reference)
+
+
+def _classification(prediction: str, reference: str, all_classes: Sequence[str] | None) -> float:
+    if all_classes is None:
+        raise ValueError("classification_score needs all_classes, the names of all classes")
+    return classification_score(prediction, reference, all_classes)
+
+
+METRICS: dict[str, Callable[[str, str, Sequence[str] | None], float]] = {
+    "exact_match": _plain(exact_match),
+    "qa_f1_score": _plain(qa_f1_score),
+    "qa_f1_zh_score": _plain(qa_f1_zh_score),
+    "rouge_score": _plain(rouge_score),
+    "rouge_zh_score": _plain(rouge_zh_score),
+    "classification_score": _classification,
+    "retrieval_score": _plain(retrieval_score),
+    "retrieval_zh_score": _plain(retrieval_zh_score),
+    "count_score": _plain(count_score),
+    "code_sim_score": _plain(code_sim_score),
+}
+
+
+def _library(name: str, metric: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = name.partition(".")[0]
+        raise ValueError(f'{metric} needs {missing}: pip install "namm[benchmarks]"') from error
+
+
+def _english_words(text: str) -> list[str]:
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def _chinese_words(text: str) -> list[str]:
+    jieba = _library("jieba", "qa_f1_zh_score")
+    words = ("".join(map(_letters, word.lower())) for word in jieba.cut(text, cut_all=False))
+    return ["".join(word.split()) for word in words if word.split()]
+
+
+def _letters(character: str) -> str:
+    return "" if character in string.punctuation or character in CHINESE_PUNCTUATION else character
+
+
+def _f1(prediction: Sequence[str], reference: Sequence[str]) -> float:
+    same = sum((Counter(prediction) & Counter(reference)).values())
+    return 2 * same / (len(prediction) + len(reference)) if same else 0.0
+
+
+def _number_after(mark: str, reference: str) -> str:
+    found = re.search(f"{mark}(\\d+)", reference)
+    if not found:
+        raise ValueError(f'the reference must hold "{mark}" and a number, not {reference!r}')
+    return found.group(1)
+
+
+def _share_of_numbers(prediction: str, number: str) -> float:
+    numbers = re.findall(r"\d+", prediction)
+    return sum(found == number for found in numbers) / len(numbers) if numbers else 0.0
