@@ -70,7 +70,16 @@ def attention_forward(
     if layer is None:
         mask = _stock_mask(query, key, attention_mask, sliding_window)
         return sdpa_attention_forward(
-            module, query, key, value, mask, scaling=scaling, dropout=dropout, is_causal=False, softcap=softcap, **kwargs
+            module,
+            query,
+            key,
+            value,
+            mask,
+            scaling=scaling,
+            dropout=dropout,
+            is_causal=False,
+            softcap=softcap,
+            **kwargs,
         )
     if kwargs.get("s_aux") is not None:
         raise ValueError("attention sinks as parameters (s_aux) are not supported by this memory")
@@ -101,7 +110,9 @@ def _attend(
     rows, heads, new, size = query.shape
     kv_heads, columns = keys.shape[1], keys.shape[2]
     groups = heads // kv_heads
-    grouped = (query * scaling).reshape(rows, kv_heads, groups * new, size)  # query head h reads KV head h // groups
+    grouped = (query * scaling).reshape(
+        rows, kv_heads, groups * new, size
+    )  # query head h reads KV head h // groups
     scores = torch.matmul(grouped, keys.transpose(2, 3)).view(rows, kv_heads, groups, new, columns)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -110,8 +121,8 @@ def _attend(
         if layer.ragged:
             scores.masked_fill_((layer.positions < 0)[:, :, None, None], lowest)
         if new > 1:
-            later = torch.ones(new, new, dtype=torch.bool, device=scores.device).triu_(1)
-            scores[..., columns - new :].masked_fill_(later, lowest)
+            later = torch.full((new, new), lowest, dtype=scores.dtype, device=scores.device).triu_(1)
+            scores[..., columns - new :] += later
     else:
         at, of = block.positions(scores.device)[:, None, :, None], layer.positions[:, :, None]
         hidden = (of < 0) | (of > at)
@@ -123,7 +134,12 @@ def _attend(
         weights = weights * block.valid(weights.device)[:, None, None, :, None]
     mixed = torch.matmul(weights.to(values.dtype).view(rows, kv_heads, groups * new, columns), values)
     attended = mixed.view(rows, heads, new, values.shape[-1]).transpose(1, 2)
-    return attended, weights.mean(2) if layer.policy.needs_attention else None
+    if not layer.policy.needs_attention:
+        return attended, None
+    mean = weights[:, :, 0]  # a sum of slices: several times faster than `mean` over a short inner axis
+    for group in range(1, groups):
+        mean = mean + weights[:, :, group]
+    return attended, mean / groups
 
 
 def _stock_mask(query: Tensor, key: Tensor, padding: Tensor | None, window: int | None) -> Tensor:

@@ -1,10 +1,11 @@
-"""Batched prefill and greedy decoding for evaluation: what a model answers, and how sure it was of the answer.
+"""Batched prefill and greedy decoding for evaluation: what a model answers, and how sure it was of the reference.
 
 Rows are independent (candidate, sample) pairs, padded on the right. Knows nothing of tasks or text.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ class Answer:
     """What one row gave."""
 
     tokens: list[int]
-    """Greedy tokens, without the stop token."""
+    """Greedy tokens, up to the stop token, which is left out."""
     logprob: float
     """Mean log-probability of the reference answer's tokens, in nats."""
     kept: list[float]
@@ -36,30 +37,78 @@ def answer(
     max_new_tokens: int,
     stop: tuple[int, ...] = (),
 ) -> list[Answer]:
-    """Prefills all prompts in one call and decodes greedily; scores each reference answer by teacher forcing.
+    """Prefills all prompts in one call, decodes greedily, and scores the references by teacher forcing.
 
-    prompts: per row (tokens,) int64; references: per row (answer tokens,) int64, tokenised as they follow the
-    prompt; cache: a fresh `MemoryCache`, or None for the model's own full cache. The reference is scored along
-    the decoding path where both agree and by a forced continuation where they part, so that an answer that is
-    right costs nothing extra.
+    prompts: per row (tokens,) int64; references: per row (answer tokens,) int64 as they follow the prompt;
+    cache: a fresh `MemoryCache`, or None for the stock full cache; max_new_tokens: greedy tokens per row; stop:
+    token ids that end an answer.
     """
-    rows = len(prompts)
-    lengths = [len(p) for p in prompts]
-    longest = max(lengths)
-    ids = torch.zeros(rows, longest, dtype=torch.int64)
-    for i, prompt in enumerate(prompts):
-        ids[i, : lengths[i]] = prompt
-    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    rows, lengths = len(prompts), torch.tensor([len(p) for p in prompts])
+    ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
     past: Cache = DynamicCache(config=model.config) if cache is None else cache
-    last = torch.tensor(lengths) - 1
-    hidden = model.model(ids, attention_mask=None if bool(mask.all()) else mask, past_key_values=past)[0]
-    logits = model.lm_head(hidden[torch.arange(rows), last]).float()
+    ends, which = torch.unique(lengths - 1, return_inverse=True)
+    out = model(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        past_key_values=past,
+        use_cache=True,
+        logits_to_keep=ends.to(model.device),
+    )
+    first = out.logits[torch.arange(rows), which].float()
     if cache is None:
         kept = [[1.0] * len(past.layers)] * rows
     else:
-        shares = cache.kept_counts().double().mean(-1) / torch.tensor(cache.fed)
-        kept = shares.T.tolist()
-    return [
-        _decode(model, past if rows == 1 else None, logits[i], references[i], max_new_tokens, stop, kept[i])
-        for i in range(rows)
-    ]
+        kept = (cache.kept_counts().double().mean(-1) / torch.tensor(cache.fed)).T.tolist()
+    wanted = torch.nn.utils.rnn.pad_sequence(references, batch_first=True).to(model.device)
+    forced = wanted if wanted.shape[1] > 1 else None
+    scored, _ = _decode(model, _fork(past), first, mask, lengths, wanted.shape[1], forced, ())
+    chosen = scored.log_softmax(-1).gather(-1, wanted[..., None])[..., 0].double().cpu()
+    _, greedy = _decode(model, past, first, mask, lengths, max_new_tokens, None, stop)
+    answers = []
+    for i, reference in enumerate(references):
+        tokens = greedy[i].tolist()
+        cut = next((n for n, token in enumerate(tokens) if token in stop), len(tokens))
+        answers.append(Answer(tokens[:cut], float(chosen[i, : len(reference)].mean()), kept[i]))
+    return answers
+
+
+def _decode(
+    model: PreTrainedModel,
+    past: Cache,
+    logits: Tensor,
+    mask: Tensor,
+    lengths: Tensor,
+    steps: int,
+    forced: Tensor | None,
+    stop: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:
+    """Continues every row for up to `steps` tokens, greedily or along `forced` (rows, steps).
+
+    Returns the logits (rows, done, vocabulary) and the tokens (rows, done).
+    """
+    all_logits, tokens = [logits], []
+    over = torch.zeros(len(logits), dtype=torch.bool)
+    for step in range(steps):
+        token = all_logits[-1].argmax(-1) if forced is None else forced[:, step]
+        tokens.append(token)
+        over |= torch.isin(token.cpu(), torch.tensor(stop, dtype=torch.int64))
+        if step + 1 == steps or bool(over.all()):
+            break
+        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
+        out = model(
+            token[:, None],
+            attention_mask=mask.to(model.device),
+            position_ids=(lengths + step)[:, None].to(model.device),
+            past_key_values=past,
+            use_cache=True,
+        )
+        all_logits.append(out.logits[:, -1].float())
+    return torch.stack(all_logits, dim=1), torch.stack(tokens, dim=1)
+
+
+def _fork(past: Cache) -> Cache:
+    """A second continuation of the same cache: layers replace their tensors, never write into them."""
+    twin = copy.copy(past)
+    twin.layers = [copy.copy(layer) for layer in past.layers]
+    return twin

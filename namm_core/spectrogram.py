@@ -94,7 +94,11 @@ class Spectrogram:
         average += state["average"] * (self.decay ** frames.double()).float()[:, None, None, None]
         history = torch.cat([state["carried"][:, :, None], grid], dim=2)
         row = torch.arange(rows, device=device)
-        return {"average": average, "carried": history[row, :, frames], "pending": history[row, :, frames + 1]}
+        return {
+            "average": average,
+            "carried": history[row, :, frames],
+            "pending": history[row, :, frames + 1],
+        }
 
     def _magnitudes(self, carried: Tensor, blocks: Tensor) -> Tensor:
         """|X| of each frame, (rows, kv_heads, frames, frequencies, keys), from hop blocks and the one before."""

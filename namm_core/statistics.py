@@ -23,8 +23,8 @@ class FeatureStatistics:
     """Tokens pooled."""
 
     def __post_init__(self) -> None:
-        self.mean = torch.as_tensor(self.mean, dtype=torch.float32)
-        self.var = torch.as_tensor(self.var, dtype=torch.float32)
+        self.mean = torch.as_tensor(self.mean).clone().float()
+        self.var = torch.as_tensor(self.var).clone().float()
         count = torch.as_tensor(self.count, dtype=torch.float64)
         self.count = float(count.flatten()[0])
         if self.mean.shape != self.var.shape or self.mean.ndim != 1:

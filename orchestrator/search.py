@@ -66,7 +66,11 @@ class Search:
     def __init__(self, config: SearchConfig, start: np.ndarray) -> None:
         start = np.asarray(start, dtype=np.float64)
         if start.ndim != 1 or len(start) < 2 or not np.isfinite(start).all():
-            raise ValueError(f"a search starts from a vector of 2 or more finite numbers, not {start!r}")
+            odd = np.count_nonzero(~np.isfinite(start))
+            raise ValueError(
+                f"a search starts from one vector of 2 or more finite numbers, not from shape {start.shape} "
+                f"with {odd} that are not finite"
+            )
         self.config = config
         self.generation = 0
         """Generations told so far."""

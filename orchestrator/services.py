@@ -245,7 +245,7 @@ def _check_server(uri: str, patience: float) -> None:
                 "give http://HOST:PORT"
             ) from None
         except requests.exceptions.RequestException as error:
-            reason = _root_cause(error)
+            reason = root_cause(error)
         waited = time.monotonic() - start
         if waited + 0.3 >= patience:
             raise ValueError(
@@ -298,8 +298,12 @@ def _first_line(error: Exception) -> str:
     return masked_url(str(error).partition("\n")[0]) or type(error).__name__
 
 
-def _root_cause(error: BaseException) -> str:
-    """The innermost reason of a chain of network errors: 'Connection refused' rather than a pool's repr."""
-    while (inner := error.__cause__ or error.__context__) is not None:
+def root_cause(error: BaseException) -> str:
+    """The innermost reason of a chain of network errors, in one line without credentials."""
+    while True:
+        held = [part for part in error.args if isinstance(part, BaseException)]
+        inner = error.__cause__ or error.__context__ or (held[0] if held else None)
+        if inner is None:
+            break
         error = inner
     return error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)

@@ -19,19 +19,31 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from workers.tasks import recall, words
 
 LENGTHS = (64, 96, 128)
 BATCH = 32
+DRILLS, DRILL_STEPS = 10, 900  # rows of a batch that only drill passage retrieval, and for how many steps
+SHARES = {
+    "passkey": 0.35,
+    "topic": 0.2,
+    "passage": 0.45,
+}  # of the documents that hold this kind besides a fact kind
 SPECIAL = ("<unk>", "<pad>", "<eos>")
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A unigram tokenizer whose pieces are the recall words, and bytes for everything else: no text is lost."""
+    """A unigram tokenizer whose pieces are the recall words, and bytes for the rest: no text is lost."""
     pieces = [(piece, -2.0) for piece in words.vocabulary()]
-    vocabulary = [(token, -20.0) for token in SPECIAL] + pieces + [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+    vocabulary = (
+        [(token, -20.0) for token in SPECIAL] + pieces + [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+    )
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     # A "<" stands alone, so that a text which spells a byte token ("<0x41>") is not read as that byte.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -80,8 +92,21 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
+def drill(rng: random.Random, tokens: int) -> tuple[list[str], list[bool]]:
+    """A dense lesson in passage retrieval: titles, then as many short questions as fit."""
+    count = 2 + int(rng.random() * 5)
+    draft = recall.passage(rng, recall.RecallConfig(passages=count))
+    pieces = [words.OPENING, *(piece for block in draft.blocks for piece in block.pieces)]
+    answers = [False] * len(pieces)
+    while len(pieces) < tokens:
+        question = draft.questions[int(rng.random() * count)]
+        pieces += [question.pieces[0], question.pieces[-1], *question.answer]
+        answers += [False, False, True]
+    return pieces[:tokens], answers[:tokens]
+
+
 def training_document(rng: random.Random, tokens: int) -> tuple[list[str], list[bool]]:
-    """A document of `tokens` pieces with several questions in about its last quarter; which pieces are answers."""
+    """A document of `tokens` pieces with several questions in its last quarter; which pieces are answers."""
     while True:
         few = 2 + int(rng.random() * (tokens // 16 - 1))
         config = recall.RecallConfig(
@@ -91,7 +116,7 @@ def training_document(rng: random.Random, tokens: int) -> tuple[list[str], list[
             passages=few,
         )
         kinds = [("residence", "resident", "colour", "journey", "latest")[int(rng.random() * 5)]]
-        kinds += [kind for kind in ("passkey", "topic", "passage") if rng.random() < 0.35]
+        kinds += [kind for kind, share in SHARES.items() if rng.random() < share]
         drafts = [recall.KINDS[kind](rng, config) for kind in kinds]
         asked: list[str] = []
         answers: list[bool] = []
@@ -118,19 +143,26 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
         for group in optimiser.param_groups:
             group["lr"] = peak * min(1.0, (step + 1) / 50, (steps - step) / (0.4 * steps))
         tokens = LENGTHS[int(rng.random() * len(LENGTHS))]
-        documents = [training_document(rng, tokens) for _ in range(BATCH)]
+        drills = DRILLS if step < DRILL_STEPS else 0
+        documents = [drill(rng, tokens) for _ in range(drills)]
+        documents += [training_document(rng, tokens) for _ in range(BATCH - drills)]
         batch = torch.tensor([[ids[piece] for piece in pieces] for pieces, _ in documents])
         answer = torch.tensor([flags for _, flags in documents])[:, 1:]
         logits = model(batch[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
-        weight = torch.where(answer.flatten(), 1.0, 0.02)
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none"
+        )
+        weight = torch.where(answer, 1.0, 0.02)
+        weight[:drills] *= 0.3  # they ask ten times as much as the others
+        weight = weight.flatten()
         total = (loss * weight).sum() / weight.sum()
         optimiser.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        hits += int((logits.argmax(-1) == batch[:, 1:])[answer].sum())
-        asked += int(answer.sum())
+        right = (logits.argmax(-1) == batch[:, 1:])[drills:]
+        hits += int(right[answer[drills:]].sum())
+        asked += int(answer[drills:].sum())
         losses += float(total.detach())
         if (step + 1) % 50 == 0 or step + 1 == steps:
             seconds = time.monotonic() - started
@@ -151,9 +183,11 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m workers.pretrain", description="Train the small recall model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.pretrain", description="Train the small recall model."
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the documents")
     chosen = parser.parse_args(arguments)
     torch.manual_seed(chosen.seed)

@@ -79,6 +79,8 @@ def top(scores: Tensor, view: View, budget: Tensor | int) -> Tensor:
     """Keeps the `budget` highest scores of each head (an int, or (rows,) for one budget a row)."""
     valid = view.positions >= 0
     order = scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).to(order).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1]).to(order).expand_as(order)
+    )
     limit = budget if isinstance(budget, int) else budget.to(rank.device)[view.row][:, None, None]
     return (rank < limit) & valid

@@ -72,7 +72,9 @@ def test_the_topic_is_what_most_topic_words_are_about():
     for index in range(20):
         sample = tasks.sample("topic", "train", index)
         found = [sample.prompt[start:end].strip() for start, end in sample.relevant]
-        counts = {name: sum(word in found for word in found if word in rows) for name, rows in words.TOPICS.items()}
+        counts = {
+            name: sum(word in found for word in found if word in rows) for name, rows in words.TOPICS.items()
+        }
         assert max(counts, key=counts.get) == sample.answers[0]
         assert sorted(counts.values())[-2] < counts[sample.answers[0]]
 
@@ -114,7 +116,9 @@ def test_any_text_survives_the_tokenizer(text, tokenizer):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-@pytest.mark.parametrize("text", ["<0x41>", "▁a ▁", "  two  spaces ", "Straße 東京 🙂\n\n\t.", " Anna:Paris", "<unk>"])
+@pytest.mark.parametrize(
+    "text", ["<0x41>", "▁a ▁", "  two  spaces ", "Straße 東京 🙂\n\n\t.", " Anna:Paris", "<unk>"]
+)
 def test_awkward_text_survives_the_tokenizer(text, tokenizer):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 

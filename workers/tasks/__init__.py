@@ -1,4 +1,4 @@
-"""What a task set is: a pure function from (task, split, index) to one sample. Knows no model and no tokenizer."""
+"""What a task set is: a pure function from (task, split, index) to one sample. Knows no model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SPLITS = ("train", "validation", "heldout")
 class Sample:
     """One prompt with its reference answers.
 
-    `relevant` holds character spans (start, end) of `prompt`, ascending: what an oracle memory keeps, that is the
-    places that answer the question and the question itself. `answers` are bare texts; the first one is what the
-    model should write next, and `completion` is that text as it continues the prompt.
+    `relevant` holds character spans (start, end) of `prompt`, ascending: what an oracle memory keeps, that is
+    the text's opening, the places that answer the question, and the question itself. `answers` are bare texts;
+    the first one is what the model should write next, and `completion` is that text as it continues the prompt.
     """
 
     task: str
@@ -23,6 +23,10 @@ class Sample:
     prompt: str
     answers: tuple[str, ...]
     relevant: tuple[tuple[int, int], ...]
+    metric: str = "exact_match"
+    """A name in `workers.tasks.metrics`."""
+    max_new_tokens: int | None = None
+    """Most tokens of an answer; None: as many as the first reference has."""
 
     @property
     def completion(self) -> str:
@@ -39,5 +43,5 @@ class TaskSet(Protocol):
         ...
 
     def sample(self, task: str, split: str, index: int) -> Sample:
-        """Sample `index` (>= 0) of a task's split; a pure function of its arguments and of the set's config."""
+        """Sample `index` (>= 0) of a task's split; a pure function of its arguments and the set's config."""
         ...

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import re
 import string
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -57,18 +59,22 @@ def qa_f1_zh_score(prediction: str, reference: str) -> float:
 
 def rouge_score(prediction: str, reference: str) -> float:
     """ROUGE-L F1 of words between spaces; 0 where either text has none, or full stops alone."""
-    rouge = _library("rouge", "rouge_score")
+    rouge = _library("rouge", "rouge_score").Rouge(metrics=["rouge-l"])
+    # The library recurses over the words of both texts. LongBench gives 0 where that overflows, which would
+    # make a score depend on how deep in the program it is asked for.
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + len(prediction.split()) + len(reference.split()))
     try:
-        return rouge.Rouge().get_scores([prediction], [reference], avg=True)["rouge-l"]["f"]
+        return rouge.get_scores([prediction], [reference])[0]["rouge-l"]["f"]
     except ValueError:  # the library refuses an empty text
         return 0.0
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def rouge_zh_score(prediction: str, reference: str) -> float:
     """ROUGE-L F1 of Chinese words as `jieba` cuts them."""
-    jieba = _library("jieba", "rouge_zh_score")
-    cut = (" ".join(jieba.cut(text, cut_all=False)) for text in (prediction, reference))
-    return rouge_score(*cut)
+    return rouge_score(*(" ".join(_cut(text, "rouge_zh_score")) for text in (prediction, reference)))
 
 
 def classification_score(prediction: str, reference: str, all_classes: Sequence[str]) -> float:
@@ -98,11 +104,14 @@ def count_score(prediction: str, reference: str) -> float:
 
 
 def code_sim_score(prediction: str, reference: str) -> float:
-    """Edit similarity of the prediction's first line that is code (no back-tick, `#` or `//` in it)."""
-    fuzz = _library("fuzzywuzzy.fuzz", "code_sim_score")
+    """Likeness, in hundredths, of the prediction's first line that is code (no back-tick, `#` or `//` in it).
+
+    LongBench takes `fuzz.ratio` of fuzzywuzzy, which is this sum over difflib, or another one where
+    python-Levenshtein happens to be installed; the published numbers are difflib's.
+    """
     lines = prediction.lstrip("\n").split("\n")
     line = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
-    return fuzz.ratio(line, reference) / 100
+    return round(100 * difflib.SequenceMatcher(None, line, reference).ratio()) / 100
 
 
 def _plain(metric: Callable[[str, str], float]) -> Callable[[str, str, Sequence[str] | None], float]:
@@ -133,8 +142,13 @@ def _library(name: str, metric: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        missing = name.partition(".")[0]
-        raise ValueError(f'{metric} needs {missing}: pip install "namm[benchmarks]"') from error
+        raise ValueError(f'{metric} needs {name}: pip install "namm[benchmarks]"') from error
+
+
+def _cut(text: str, metric: str) -> list[str]:
+    jieba = _library("jieba", metric)
+    jieba.setLogLevel(logging.WARNING)  # it announces its dictionary
+    return jieba.lcut(text, cut_all=False)
 
 
 def _english_words(text: str) -> list[str]:
@@ -143,13 +157,12 @@ def _english_words(text: str) -> list[str]:
 
 
 def _chinese_words(text: str) -> list[str]:
-    jieba = _library("jieba", "qa_f1_zh_score")
-    words = ("".join(map(_letters, word.lower())) for word in jieba.cut(text, cut_all=False))
-    return ["".join(word.split()) for word in words if word.split()]
-
-
-def _letters(character: str) -> str:
-    return "" if character in string.punctuation or character in CHINESE_PUNCTUATION else character
+    punctuation = set(string.punctuation + CHINESE_PUNCTUATION)
+    words = []
+    for word in _cut(text, "qa_f1_zh_score"):
+        letters = "".join(character for character in word.lower() if character not in punctuation)
+        words.append("".join(letters.split()))
+    return [word for word in words if word]
 
 
 def _f1(prediction: Sequence[str], reference: Sequence[str]) -> float:

@@ -1,7 +1,7 @@
 """Recall tasks: facts among plain sentences, then one question. Knows no model and no tokenizer.
 
-A document is a row of pieces (`words.py`), so that its length in tokens of the small model is exact; any other
-model reads the same text through its own tokenizer.
+A document is a row of pieces (`words.py`), so that its length in tokens of the small model is exact; any
+other model reads the same text through its own tokenizer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Draft:
-    """What a document of one kind must hold and may be asked. `ordered` blocks keep their order in the text."""
+    """What a document of one kind must hold and may be asked. `ordered` blocks keep their order."""
 
     blocks: tuple[Block, ...]
     questions: tuple[Question, ...]
@@ -59,7 +59,7 @@ class RecallConfig:
     topic_words: int = 24
     """Words of any topic, in kind `topic`; at least 4."""
     passages: int = 10
-    """Numbered passages, in kind `passage`; 2 to 16."""
+    """Numbered passages, in kind `passage`; 2 to 12."""
 
 
 def choose(rng: random.Random, options: tuple[str, ...]) -> str:
@@ -82,10 +82,9 @@ SHAPES = {
     8: "TANVPtN.",
     9: "TANVPtAN.",
     10: "TANVDPtAN.",
-    11: "TANVPtN&tNV.",
-    12: "TANVPtAN&tNV.",
+    11: "TNVPtN&tNV.",
+    12: "TANVPtN&tNV.",
 }
-SHAPES[11], SHAPES[12] = "TNVPtN&tNV.", "TANVPtN&tNV."
 CLASSES = {
     "T": (" The",),
     "t": (" the",),
@@ -126,14 +125,18 @@ def where(name: str, city: str, block: int) -> Question:
 
 def residence(rng: random.Random, config: RecallConfig) -> Draft:
     """Key-value recall: "Where is Anna?" among persons with one city each."""
-    pairs = list(zip(draw(rng, words.NAMES, config.facts), draw(rng, words.CITIES, config.facts)))
+    pairs = list(
+        zip(draw(rng, words.NAMES, config.facts), draw(rng, words.CITIES, config.facts), strict=True)
+    )
     blocks = tuple(fact(words.residence(*pair)) for pair in pairs)
     return Draft(blocks, tuple(where(name, city, i) for i, (name, city) in enumerate(pairs)))
 
 
 def resident(rng: random.Random, config: RecallConfig) -> Draft:
     """Reverse recall: "Who is in Paris?" among persons with one city each."""
-    pairs = list(zip(draw(rng, words.NAMES, config.facts), draw(rng, words.CITIES, config.facts)))
+    pairs = list(
+        zip(draw(rng, words.NAMES, config.facts), draw(rng, words.CITIES, config.facts), strict=True)
+    )
     blocks = tuple(fact(words.residence(*pair)) for pair in pairs)
     questions = (
         Question(("\nWho", " is", " in", words.asked(city)), (" " + name,), (i,))
@@ -157,12 +160,12 @@ def journey(rng: random.Random, config: RecallConfig) -> Draft:
     """Two hops: "What colour has the city of Anna?", from the person's city and that city's colour."""
     names, cities = draw(rng, words.NAMES, config.facts), draw(rng, words.CITIES, config.facts)
     shades = [choose(rng, words.COLOURS) for _ in cities]
-    blocks = [fact(words.residence(name, city)) for name, city in zip(names, cities)]
-    blocks += [fact(words.paint(city, shade)) for city, shade in zip(cities, shades)]
+    blocks = [fact(words.residence(name, city)) for name, city in zip(names, cities, strict=True)]
+    blocks += [fact(words.paint(city, shade)) for city, shade in zip(cities, shades, strict=True)]
     question = ("\nWhat", " colour", " has", " the", " city", " of")
     questions = (
         Question((*question, words.asked(name)), (" " + shade,), (i, i + config.facts))
-        for i, (name, shade) in enumerate(zip(names, shades))
+        for i, (name, shade) in enumerate(zip(names, shades, strict=True))
     )
     return Draft(tuple(blocks), tuple(questions))
 
@@ -187,24 +190,27 @@ def passkey(rng: random.Random, config: RecallConfig) -> Draft:
 
 
 def topic(rng: random.Random, config: RecallConfig) -> Draft:
-    """Majority: "What is the topic?" where one topic has half of the topic words, the others share the rest."""
+    """Majority: "What is the topic?" where one topic has more words than each of three others."""
     main, *others = draw(rng, tuple(words.TOPICS), 4)
-    half = config.topic_words // 2
-    rows = [main] * half + [others[i % 3] for i in range(config.topic_words - half)]
+    most, lead = 2, max(1, config.topic_words // 8)
+    while most < -((most - config.topic_words) // 3) + lead:
+        most += 1
+    rows = [main] * most + [others[i % 3] for i in range(config.topic_words - most)]
     blocks = tuple(about(rng, choose(rng, words.TOPICS[name])) for name in draw(rng, tuple(rows), len(rows)))
-    question = Question(("\nWhat", " is", " the", words.asked("topic")), (" " + main,), tuple(range(len(rows))))
+    question = Question(
+        ("\nWhat", " is", " the", words.asked("topic")), (" " + main,), tuple(range(len(rows)))
+    )
     return Draft(blocks, (question,))
 
 
 def passage(rng: random.Random, config: RecallConfig) -> Draft:
-    """Passage retrieval: "Which passage has the violin?" among numbered passages, an object in each."""
+    """Passage retrieval: "Find the passage of the violin" among numbered passages with a title each."""
     first = int(rng.random() * (len(words.PASSAGES) - config.passages + 1))
     blocks, questions = [], []
     for i, thing in enumerate(draw(rng, words.OBJECTS, config.passages)):
         number = words.PASSAGES[first + i]
-        body = about(rng, thing)
-        blocks.append(Block((words.heading(number), *body.pieces), (0, *(at + 1 for at in body.marked))))
-        asked = ("\nWhich", " passage", " has", " the", words.asked(thing))
+        blocks.append(Block((words.heading(number), " " + thing, words.STOP), (0, 1)))
+        asked = ("\nFind", " the", " passage", " of", " the", " " + thing)
         questions.append(Question(asked, (" " + number,), (i,)))
     return Draft(tuple(blocks), tuple(questions), ordered=True)
 
@@ -229,7 +235,9 @@ def compose(rng: random.Random, drafts: list[Draft], tokens: int) -> Page:
     """
     room = tokens - 1 - sum(len(block.pieces) for draft in drafts for block in draft.blocks)
     if room < 0 or 0 < room < SHORTEST:
-        raise ValueError(f"{tokens} tokens cannot hold this task's facts: raise tokens or lower its densities")
+        raise ValueError(
+            f"{tokens} tokens cannot hold this task's facts: raise tokens or lower its densities"
+        )
     lengths = []
     while room > LONGEST + SHORTEST:
         lengths.append(SHORTEST + int(rng.random() * (LONGEST - SHORTEST + 1)))
@@ -260,7 +268,7 @@ class RecallTasks:
         for kind in config.kinds:
             if kind not in KINDS:
                 raise ValueError(f"unknown recall task {kind!r}: choose among {', '.join(KINDS)}")
-        limits = {"facts": (2, 12), "moves": (2, 12), "topic_words": (4, 1000), "passages": (2, 16)}
+        limits = {"facts": (2, 12), "moves": (2, 12), "topic_words": (4, 1000), "passages": (2, 12)}
         for name, (low, high) in limits.items():
             if not low <= getattr(config, name) <= high:
                 raise ValueError(f"{name} is {getattr(config, name)}: give {low} to {high}")
@@ -278,7 +286,9 @@ class RecallTasks:
         whatever the seeds. Raises ValueError for an unknown task or split, or where the facts leave no room.
         """
         if task not in KINDS or split not in SPLITS:
-            raise ValueError(f"unknown recall task or split {task!r}, {split!r}: {list(KINDS)}, {list(SPLITS)}")
+            raise ValueError(
+                f"unknown recall task or split {task!r}, {split!r}: {list(KINDS)}, {list(SPLITS)}"
+            )
         seed = hashlib.sha256(f"{self.config.seed}/{task}/{split}/{index}".encode()).digest()
         rng = random.Random(int.from_bytes(seed, "big"))
         while True:
@@ -290,7 +300,7 @@ class RecallTasks:
         draft = KINDS[task](rng, self.config)
         question = draft.questions[int(rng.random() * len(draft.questions))]
         page = compose(rng, [draft], self.config.tokens - len(question.pieces))
-        marked = [page.starts[0, b] + at for b in question.blocks for at in draft.blocks[b].marked]
+        marked = [0, *(page.starts[0, b] + at for b in question.blocks for at in draft.blocks[b].marked)]
         marked += range(len(page.pieces), len(page.pieces) + len(question.pieces))
         ends, end = [], 0
         for piece in (*page.pieces, *question.pieces):

@@ -19,23 +19,23 @@ TOPICS = {
     "health": tuple("doctor nurse medicine fever hospital vaccine".split()),
 }
 OBJECTS = tuple(
-    "violin compass lantern umbrella hammer mirror kettle anchor basket candle feather ladder pillow saddle "
-    "teapot whistle barrel blanket button helmet needle ribbon shovel wallet".split()
+    "violin compass lantern umbrella hammer mirror kettle anchor basket candle feather ladder".split()
 )
-PASSAGES = tuple(str(number) for number in range(1, 17))
+PASSAGES = tuple(str(number) for number in range(1, 13))
 PASSKEY = tuple(tuple(f"{letter}{digit}" for digit in range(10)) for letter in "KLM")
 
 NOUNS = tuple(
     "farmer river teacher garden child village neighbour forest baker market soldier bridge painter valley "
-    "fisherman harbour gardener meadow carpenter tower shepherd hill sailor island tailor castle miller field "
-    "hunter lake".split()
+    "fisherman harbour gardener meadow carpenter tower shepherd hill sailor island tailor castle miller "
+    "field hunter lake".split()
 )
 VERBS = tuple(
     "waited walked slept laughed worked rested stood smiled arrived returned listened talked stayed turned "
     "paused wandered".split()
 )
 ADJECTIVES = tuple(
-    "old young quiet happy small tall kind tired brave gentle clever busy proud lonely patient friendly".split()
+    "old young quiet happy small tall kind tired brave gentle clever busy proud lonely patient "
+    "friendly".split()
 )
 ADVERBS = tuple("quietly slowly again often today alone early calmly".split())
 PREPOSITIONS = tuple("near behind beyond beside above around".split())
@@ -72,9 +72,9 @@ def vocabulary() -> tuple[str, ...]:
     plain = NAMES + CITIES + COLOURS + topics + sum(TOPICS.values(), ()) + OBJECTS + PASSAGES
     plain += sum(PASSKEY, ()) + NOUNS + VERBS + ADJECTIVES + ADVERBS + PREPOSITIONS
     plain += tuple("The the and is of in has passkey colour city person passage topic".split())
-    pieces = [OPENING, STOP, " ", "\n", "\nWhere", "\nWho", "\nWhat", "\nWhich"]
+    pieces = [OPENING, STOP, " ", "\n", "\nWhere", "\nWho", "\nWhat", "\nFind"]
     pieces += spaced(plain)
-    pieces += [asked(word) for word in NAMES + CITIES + OBJECTS + ("passkey", "topic")]
+    pieces += [asked(word) for word in NAMES + CITIES + ("passkey", "topic")]
     pieces += [heading(number) for number in PASSAGES]
     pieces += [residence(name, city) for name in NAMES for city in CITIES]
     pieces += [paint(city, colour) for city in CITIES for colour in COLOURS]

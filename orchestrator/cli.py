@@ -1,0 +1,135 @@
+"""The `namm` command. Knows what a person may ask for, and says what is wrong in one line (exit status 2)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import report, services, spec
+from orchestrator.dispatch import WorkFailed
+from orchestrator.job import RUNS, run
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the `namm` command; returns the exit status."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except (ValueError, WorkFailed) as error:
+        print(f"namm: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="namm", description="Evolve, evaluate and look at NAMMs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    evolve = commands.add_parser("evolve", help="run an evolution job")
+    evolve.add_argument("config", nargs="?", help="job file (YAML); with --resume also a run's name or folder")
+    evolve.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the file's")
+    evolve.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    evolve.set_defaults(command=_evolve)
+
+    shown = commands.add_parser("report", help="print a run's table")
+    shown.add_argument("run", help="a run's name or folder")
+    shown.add_argument("--markdown", action="store_true", help="as Markdown")
+    shown.set_defaults(command=_report)
+
+    runs = commands.add_parser("runs", help="list the runs of this folder")
+    runs.set_defaults(command=_runs)
+
+    ui = commands.add_parser("ui", help="serve the MLflow UI until Ctrl-C")
+    ui.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (5000)")
+    ui.add_argument("--uri", help="MLflow store; default: mlflow.db in this folder")
+    ui.set_defaults(command=_ui)
+    return parser
+
+
+def _evolve(options: argparse.Namespace) -> int:
+    from orchestrator.display import Display
+
+    if options.config is None:
+        raise ValueError("which job? namm evolve CONFIG.yaml, or namm evolve --resume RUN")
+    path = Path(options.config)
+    if options.resume and not path.is_file():
+        path = _folder(options.config) / "job.yaml"
+    job = spec.read(path, options.overrides)
+    display = Display()
+    try:
+        result = run(job, options.resume, display)
+    except KeyboardInterrupt:
+        display.stop()
+        display.console.print(f"\ninterrupted; nothing is lost: namm evolve --resume {job.name}")
+        raise
+    finally:
+        display.stop()
+    display.console.print(report.table(result))
+    folder = RUNS / job.name
+    display.console.print(f"run folder: {folder}   pictures: {folder}/*.png   the memory: {folder}/namm")
+    display.console.print("all generations: make ui (or namm ui), then http://127.0.0.1:5000")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> None:
+    folder = _folder(options.run)
+    try:
+        result = json.loads((folder / "result.json").read_text())
+    except OSError:
+        raise ValueError(f"{folder} has no result yet; finish it: namm evolve --resume {folder.name}") from None
+    if options.markdown:
+        print(report.markdown(result))
+    else:
+        Console().print(report.table(result))
+
+
+def _runs(options: argparse.Namespace) -> None:
+    folders = sorted(path.parent for path in RUNS.glob("*/job.yaml"))
+    if not folders:
+        print("no runs in this folder yet: make evolve")
+    for folder in folders:
+        line = f"{folder.name:24}"
+        if (folder / "result.json").exists():
+            result = json.loads((folder / "result.json").read_text())
+            full, namm = result["policies"]["full"], result["policies"]["namm"]
+            line += f"full {full['mean']:.3f}   namm {namm['mean']:.3f} at {namm['kept']:.2f} kept"
+            line += f"   {result['generations']} generations, seed {result['seed']}"
+        else:
+            done = sum(1 for _ in (folder / "generations.jsonl").open()) if (folder / "generations.jsonl").exists() else 0
+            line += f"unfinished, {done} generations told"
+        print(line)
+
+
+def _ui(options: argparse.Namespace) -> None:
+    uri = options.uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(Path.cwd())
+    file = services.sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise ValueError(f"{file} does not exist yet: run a job first (make evolve), or name a store with --uri")
+    command = services.ui_command(uri, options.port)
+    print(f"MLflow UI on http://127.0.0.1:{options.port} (some 20 s to start; Ctrl-C ends it)", flush=True)
+    os.execvpe(command[0], command, {**os.environ, **services.UI_ENVIRONMENT})
+
+
+def _folder(name: str) -> Path:
+    """A run by name or folder."""
+    for folder in (Path(name), RUNS / name):
+        if (folder / "job.yaml").is_file():
+            return folder
+    known = ", ".join(sorted(path.parent.name for path in RUNS.glob("*/job.yaml"))) or "none"
+    raise ValueError(f"no run {name!r} in {RUNS}/; known: {known}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""Connecting to Ray: a local one of our own, or the cluster that this process runs in. Knows nothing of jobs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def connected(address: str, namespace: str, cpus: int | None = None) -> Iterator[None]:
+    """A Ray connection for the length of the block.
+
+    address: `local` starts Ray here and ends it afterwards; anything else is joined. namespace: of this job's
+    actors. cpus: CPUs of a local Ray, None for this machine's. Raises ValueError when nothing answers.
+    """
+    # Explicit everywhere: the default writes a token into the home folder; clusters set their own mode.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address == "local" else "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    local = address == "local"
+    options = {"num_cpus": cpus, "include_dashboard": False} if local else {}
+    try:
+        ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no Ray cluster answers at workers.ray_address={address} ({reason})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,116 @@
+"""What a person sees while a job runs: a live line, and one line for each generation. Knows nothing of the job."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from orchestrator.dispatch import Cost
+from orchestrator.spec import JobSpec
+
+HEADER = (
+    f"{'generation':>12}{'fitness':>10}{'best':>9}{'mean':>9}{'full':>8}{'kept':>7}{'sigma':>9}"
+    f"{'eval/s':>8}{'left':>8}   validation: score (full), kept"
+)
+
+
+class Display:
+    """Progress on a terminal; where there is none, plain lines."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._live: Live | None = None
+        self._started = self._last = time.monotonic()
+        self._total = 0
+        self._comparing = False
+        self._done_evaluations = 0
+        self._durations: list[float] = []
+
+    def status(self, text: str) -> None:
+        """One step of the set-up."""
+        self.console.print(f"[dim]{text} ...[/dim]")
+
+    def start(self, job: JobSpec, workers: int) -> None:
+        """The search begins."""
+        self._total = job.generations
+        samples = job.fitness.samples * len(job.train)
+        self.console.print(
+            f"{job.name}: {job.generations} generations of {job.search.population} candidates on {samples} samples "
+            f"({', '.join(job.train)}), {workers} worker{'s' * (workers != 1)}\n"
+            "[dim]fitness: mean of the candidates; best: the best of them; mean, full: task score of the search's "
+            "mean and of\nthe full cache on the same samples; kept: share of the cache that the mean keeps[/dim]"
+        )
+        self.console.print(HEADER, style="bold")
+        self._last = time.monotonic()
+        self._begin_live()
+
+    def progress(self, generation: int, done: int, of: int) -> None:
+        """Results so far of a generation under way."""
+        self._show(f"{generation + 1:>8}/{self._total:<3} {_bar(done, of)} {done}/{of} evaluations")
+
+    def generation(self, record: dict[str, Any], cost: Cost) -> None:
+        """A generation is told."""
+        now = time.monotonic()
+        took, self._last = now - self._last, now
+        fresh, self._done_evaluations = cost.evaluations - self._done_evaluations, cost.evaluations
+        if fresh:
+            self._durations.append(took)
+        recent = self._durations[-5:]
+        left = (self._total - record["generation"]) * sum(recent) / len(recent) if recent else 0.0
+        line = (
+            f"{record['generation']:>8}/{self._total:<3}{record['fitness_mean']:>10.3f}{record['fitness_best']:>9.3f}"
+            f"{record['mean_score']:>9.3f}{record['full_score']:>8.3f}{record['kept']:>7.2f}{record['sigma']:>9.4f}"
+            f"{fresh / took if took > 0 else 0:>8.1f}{_duration(left):>8}"
+        )
+        if "validation_score" in record:
+            line += (
+                f"   {record['validation_score']:.3f} ({record['validation_full']:.3f}), "
+                f"{record['validation_kept']:.2f}"
+            )
+            if record["best_generation"] == record["generation"]:
+                line += "  *"
+        self._print(line)
+        if record["generation"] == self._total:
+            self.stop()
+
+    def comparison(self, policy: str, done: int, of: int) -> None:
+        """Results so far of the comparison on held-out samples."""
+        if not self._comparing:
+            self._comparing = True
+            self.console.print("\nheld-out samples, all policies", style="bold")
+            self._begin_live()
+        self._show(f"{policy:>12} {_bar(done, of)} {done}/{of}")
+        if done == of and not self.console.is_terminal:
+            self.console.print(f"{policy:>12} {done}/{of}")
+
+    def stop(self) -> None:
+        """Leaves the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _begin_live(self) -> None:
+        if self.console.is_terminal:
+            self._live = Live(Text(""), console=self.console, transient=True, refresh_per_second=4)
+            self._live.start()
+
+    def _show(self, text: str) -> None:
+        if self._live is not None:
+            self._live.update(Text(text))
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True)
+
+
+def _bar(done: int, of: int, width: int = 24) -> str:
+    full = int(width * done / max(of, 1))
+    return "█" * full + "░" * (width - full)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}"

@@ -1,0 +1,150 @@
+"""The generation loop: ask, evaluate, tell, and now and then look at the mean on validation samples.
+
+Everything asked here is a pure function of the job, so that a job which starts again finds its answers in the
+journal and arrives at the same bits. Knows nothing of Ray, MLflow or files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from orchestrator.search import Search
+from orchestrator.spec import JobSpec
+from workers.unit import PolicySpec, SampleRef, SampleResult
+
+STATISTICS_SAMPLES = 1_000
+"""The first training samples of each task are for the feature statistics; generations start behind them."""
+
+Results = list[list[SampleResult | None]]
+
+
+class Evaluate(Protocol):
+    """Results[policy][sample]; None where a sample could not be evaluated."""
+
+    def __call__(
+        self, policies: list[PolicySpec], samples: list[SampleRef], progress: Callable[[int], None] = ...
+    ) -> Results: ...
+
+
+@dataclass
+class Outcome:
+    """What an evolution ends with."""
+
+    best: PolicySpec
+    """The mean with the best fitness on the validation samples."""
+    best_generation: int
+    """Generations told when it was the mean."""
+    last: PolicySpec
+    """The mean at the end."""
+    generations: list[dict[str, Any]] = field(default_factory=list)
+    """One record a generation, plain JSON values."""
+
+
+def evolve(
+    spec: JobSpec,
+    evaluate: Evaluate,
+    statistics: tuple[np.ndarray, np.ndarray, float],
+    parameters: int,
+    told: Callable[[dict[str, Any]], None],
+    progress: Callable[[int, int, int], None] = lambda generation, done, of: None,
+) -> Outcome:
+    """Runs the search of `spec`.
+
+    evaluate: as of `Dispatcher`; statistics: frozen feature statistics; parameters: length of theta; told: gets
+    each generation's record; progress: gets (generation, results so far, results wanted).
+    """
+
+    def namm(theta: np.ndarray) -> PolicySpec:
+        return PolicySpec("namm", theta=theta, statistics=statistics)
+
+    start = np.zeros(parameters)
+    start[-1] = spec.start.bias
+    search = Search(spec.search, start)
+    full = PolicySpec("full")
+    validation = [SampleRef(task, "validation", i) for task in spec.train for i in range(spec.validation.samples)]
+    outcome = Outcome(best=namm(search.mean), best_generation=0, last=namm(search.mean))
+    best = -np.inf
+    for generation in range(spec.generations):
+        started = time.monotonic()
+        samples = training_samples(spec, generation)
+        candidates = search.ask()
+        policies = [namm(theta) for theta in candidates] + [namm(search.mean), full]
+        done = _Counter(generation, len(policies) * len(samples), progress)
+        results = evaluate(policies, samples, done)
+        usable = [i for i in range(len(samples)) if all(_sound(row[i]) for row in results)]
+        *rows, of_mean, of_full = [[row[i] for i in usable] for row in results]
+        fitness = np.array([fitness_of(row, spec) for row in rows])
+        search.tell(fitness)
+        record = {
+            "generation": generation + 1,
+            "fitness_mean": float(fitness.mean()),
+            "fitness_best": float(fitness.max()),
+            "fitness_std": float(fitness.std()),
+            "mean_fitness": fitness_of(of_mean, spec),
+            "mean_score": _mean(of_mean, "score"),
+            "full_fitness": fitness_of(of_full, spec),
+            "full_score": _mean(of_full, "score"),
+            "kept": _mean(of_mean, "kept"),
+            "kept_layers": np.mean([r.kept_layers for r in of_mean], axis=0).tolist(),
+            "kept_candidates": float(np.mean([r.kept for row in rows for r in row])),
+            "sigma": search.sigma,
+            "quarantined": len(samples) - len(usable),
+            "tasks": {task: _mean([r for r in of_mean if r.task == task], "score") for task in spec.train},
+        }
+        if (generation + 1) % spec.validation.every == 0 or generation + 1 == spec.generations:
+            mean = namm(search.mean)
+            seen, base = evaluate([mean, full], validation)
+            seen, base = zip(*[pair for pair in zip(seen, base, strict=True) if all(map(_sound, pair))], strict=True)
+            value = fitness_of(seen, spec)
+            record |= {
+                "validation_fitness": value,
+                "validation_score": _mean(seen, "score"),
+                "validation_kept": _mean(seen, "kept"),
+                "validation_full": _mean(base, "score"),
+                "validation_full_fitness": fitness_of(base, spec),
+            }
+            if value > best:
+                best, outcome.best, outcome.best_generation = value, mean, generation + 1
+        record |= {"seconds": time.monotonic() - started, "best_generation": outcome.best_generation}
+        outcome.last = namm(search.mean)
+        outcome.generations.append(record)
+        told(record)
+    return outcome
+
+
+def training_samples(spec: JobSpec, generation: int) -> list[SampleRef]:
+    """A generation's samples, the same for all its candidates and never seen before in the run."""
+    first = STATISTICS_SAMPLES + (spec.seed * 100_000 + generation) * spec.fitness.samples
+    return [SampleRef(task, "train", first + i) for task in spec.train for i in range(spec.fitness.samples)]
+
+
+def fitness_of(results: list[SampleResult], spec: JobSpec) -> float:
+    """Mean over tasks of the mean over samples, less the weighted kept fraction; NaN when nothing is there."""
+    tasks = [[r for r in results if r.task == task] for task in spec.train]
+    if not all(tasks):
+        return float("nan")
+    measure = spec.fitness.measure
+    value = float(np.mean([_mean(rows, measure) for rows in tasks]))
+    return value - spec.fitness.kept_weight * float(np.mean([_mean(rows, "kept") for rows in tasks]))
+
+
+def _mean(results, name: str) -> float:
+    return float(np.mean([getattr(r, name) for r in results])) if results else float("nan")
+
+
+def _sound(result: SampleResult | None) -> bool:
+    return result is not None and bool(np.isfinite(result.logprob))
+
+
+class _Counter:
+    def __init__(self, generation: int, wanted: int, report: Callable[[int, int, int], None]) -> None:
+        self.generation, self.wanted, self.done, self.report = generation, wanted, 0, report
+
+    def __call__(self, more: int) -> None:
+        self.done += more
+        self.report(self.generation, self.done, self.wanted)

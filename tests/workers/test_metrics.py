@@ -1,0 +1,112 @@
+"""The metrics: LongBench's recorded scores, the best over references, and what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workers.tasks.metrics import METRICS, score
+
+LONGBENCH = (
+    "qa_f1_score",
+    "qa_f1_zh_score",
+    "rouge_score",
+    "rouge_zh_score",
+    "classification_score",
+    "retrieval_score",
+    "retrieval_zh_score",
+    "count_score",
+    "code_sim_score",
+)
+
+
+@pytest.fixture(scope="module")
+def recorded(golden):
+    return json.loads((golden / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def libraries():
+    for name in ("rouge", "jieba"):
+        pytest.importorskip(name, reason=f'{name} is not installed: pip install "namm[benchmarks]"')
+
+
+def test_every_recorded_metric_is_here(recorded):
+    assert set(recorded["metrics"]) == set(LONGBENCH) == set(METRICS) - {"exact_match"}
+
+
+@pytest.mark.parametrize("metric", LONGBENCH)
+def test_recorded_pairs(metric, recorded, libraries):
+    pairs = recorded["metrics"][metric]
+    assert len(pairs) >= 15
+    for pair in pairs:
+        ours = score(metric, pair["prediction"], [pair["reference"]], recorded["all_classes"])
+        assert ours == pytest.approx(pair["score"], abs=1e-6), pair
+
+
+def test_best_over_recorded_references(recorded):
+    """The tasks' own scores; only those whose predictions LongBench does not cut before it scores them."""
+    tasks = recorded["task_level"]
+    for name in ("narrativeqa/plain", "narrativeqa/multiline"):
+        task = tasks[name]
+        ours = [
+            score("qa_f1_score", *pair) for pair in zip(task["predictions"], task["references"], strict=True)
+        ]
+        assert ours == pytest.approx(task["per_sample"], abs=1e-6)
+
+
+def test_exact_match():
+    assert score("exact_match", " seven\n", ["six", "seven"]) == 1.0
+    assert score("exact_match", "Seven", ["seven"]) == 0.0
+
+
+def test_a_class_behind_a_removed_one_is_skipped():
+    """LongBench's fault, and so its number: "b" goes, "c" behind it is not looked at and stays."""
+    assert score("classification_score", "a b c", ["b c"], ["b", "c", "b c"]) == pytest.approx(1 / 2)
+
+
+def test_long_texts_do_not_overflow(libraries):
+    text = " ".join(f"w{i % 40}" for i in range(900))
+    limit = sys.getrecursionlimit()
+    assert score("rouge_score", text, [text]) == pytest.approx(1.0, abs=1e-6)
+    assert sys.getrecursionlimit() == limit
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_nothing_said_scores_nothing(metric, libraries):
+    reference = {"retrieval_score": "Paragraph 3", "retrieval_zh_score": "段落3"}.get(metric, "seven")
+    assert score(metric, "", [reference], ["seven"]) == 0.0
+
+
+def test_unknown_metric_names_the_nearest():
+    with pytest.raises(ValueError, match="'qa_f1_score'"):
+        score("qa_f1", "a", ["a"])
+
+
+def test_what_cannot_be_scored_is_refused():
+    with pytest.raises(ValueError, match="references"):
+        score("exact_match", "a", [])
+    with pytest.raises(ValueError, match="references"):
+        score("exact_match", "a", "abc")
+    with pytest.raises(ValueError, match="all_classes"):
+        score("classification_score", "a", ["a"])
+    with pytest.raises(ValueError, match="Paragraph"):
+        score("retrieval_score", "3", ["3"])
+
+
+@pytest.mark.parametrize(("metric", "library"), [("rouge_score", "rouge"), ("qa_f1_zh_score", "jieba")])
+def test_a_missing_library_names_its_extra(metric, library):
+    """In a process that sees no installed packages: the module itself needs none of them."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n"
+        "from workers.tasks.metrics import score\n"
+        "assert score('qa_f1_score', 'a cat', ['cat']) == 1\n"
+        "try:\n"
+        f"    score({metric!r}, 'a', ['a'])\n"
+        "except ValueError as error:\n"
+        "    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f'{metric} needs {library}: pip install "namm[benchmarks]"'

@@ -1,0 +1,42 @@
+"""The typed configuration of a worker. Imports no torch: a head node reads it too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from namm_core.config import NammConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model answers, and how it is stretched."""
+
+    path: str
+    """Folder, or repository on the Hub."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of weights and activations."""
+    ntk_alpha: float = 1.0
+    """NTK scaling of the rotary embedding: base' = base * alpha^(d/(d-2)), d the head size; 1 is none."""
+    sha256: str | None = None
+    """Digest of the weights that the job was written for (`models.weights_digest`); another one is refused."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; `auto` takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if self.ntk_alpha <= 0:
+            raise ValueError(f"ntk_alpha must be positive, not {self.ntk_alpha}")
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    """All that an evaluator is made of."""
+
+    model: ModelConfig
+    tasks: dict[str, Any]
+    """`source` and its options."""
+    memory: NammConfig = field(default_factory=NammConfig)
+    threads: int = 1
+    """CPU threads of one worker."""
+    redis_url: str | None = field(default=None, repr=False)
+    """Where prompts are cached; None: in this process alone."""
