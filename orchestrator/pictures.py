@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b6b6b"
-INK, PALE_INK = "#1a1a1a", "#8f8f8f"
+INK, PALE_INK = "#1a1a1a", "#808080"
 
 COLUMNS = 112
 MAX_LINES = 200
@@ -162,7 +163,7 @@ def prompt_picture(
     if held.shape != (len(tokens),):
         raise ValueError(f"held has shape {held.shape} for {len(tokens)} tokens: give one for each token")
     relevant = sorted(set(relevant))
-    pieces = list(_layout(tokens))
+    pieces = list(wrap_tokens(tokens))
     shown = [piece for piece in pieces if piece[1] < MAX_LINES]
     lines = 1 + max((line for _, line, _, _ in shown), default=0)
 
@@ -197,12 +198,14 @@ def prompt_picture(
     _save(figure, path)
 
 
-def _layout(tokens: Sequence[str]) -> Iterator[tuple[int, int, int, str]]:
-    """Pieces (token, line, column, text) of the wrapped prompt; a newline is shown as an arrow and obeyed."""
-    words, glyphs = (
-        _word_lengths(tokens),
-        get_font(findfont(FontProperties(family="monospace"))).get_charmap(),
-    )
+def wrap_tokens(tokens: Sequence[str]) -> Iterator[tuple[int, int, int, str]]:
+    """Pieces (token, line, column, text) of the prompt in lines of 112 characters, in order.
+
+    Words are not torn unless they are longer than a line; the space at which a line is broken is left out.
+    A newline is shown as an arrow and obeyed; what the font cannot draw is shown as a box.
+    """
+    words = _word_lengths(tokens)
+    glyphs = get_font(findfont(FontProperties(family="monospace"))).get_charmap()
     line = column = 0
     for index, token in enumerate(tokens):
         for part in re.findall(r"[^\n]*\n|[^\n]+", token.replace("\r\n", "\n")):
@@ -258,8 +261,8 @@ def _runs(pieces: Sequence[tuple[int, int, int, str]], relevant: set[int]) -> It
 
 
 def _shades() -> matplotlib.colors.Colormap:
-    """White to a blue on which dark text can still be read."""
-    colors = matplotlib.colormaps["Blues"](np.linspace(0.0, 0.62, 256))
+    """White for none, then blues on which dark text can still be read."""
+    colors = matplotlib.colormaps["Blues"](np.linspace(0.1, 0.64, 256))
     colors[0] = (1, 1, 1, 1)
     return matplotlib.colors.ListedColormap(colors)
 
@@ -281,6 +284,7 @@ def _prompt_heading(
     facts.append(f"forgotten everywhere {_share(held == 0)} of tokens")
     facts += [f"only the first {MAX_LINES} lines are shown"] if cut else []
     style = {"ha": "left", "va": "center", "color": INK, "parse_math": False}
+    title = textwrap.shorten(title, 92, placeholder=" …")
     figure.text(left, 1 - 0.25 / height, title, fontsize=12, fontweight="bold", **style)
     figure.text(left, 1 - 0.5 / height, "   ·   ".join(facts), fontsize=9, **style)
 

@@ -89,15 +89,11 @@ def table(result: Mapping) -> Table:
     An interval is written as mean ± half its width. Held-out kinds are marked, the NAMM is bold.
     """
     names = _by_score(result["policies"])
+    parts = [_policies_table(result, names), _tasks_table(result, names), Text(_caption(result), "dim")]
     both = Table.grid()
-    for part in (
-        _policies_table(result, names),
-        "",
-        _tasks_table(result, names),
-        "",
-        Text(_caption(result), "dim"),
-    ):
+    for part in parts:
         both.add_row(part)
+        both.add_row("")
     return both
 
 

@@ -76,9 +76,11 @@ class Stateless:
 
 
 def top(scores: Tensor, view: View, budget: Tensor | int) -> Tensor:
-    """Keeps the `budget` highest scores of each head (an int, or (rows,) for one budget a row)."""
+    """Keeps the newest token and the highest scores of each head, `budget` in all (an int, or (rows,))."""
     valid = view.positions >= 0
-    order = scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    newest = view.positions == view.newest[:, None, None]
+    scores = scores.masked_fill(newest, torch.inf).masked_fill(~valid, -torch.inf)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(
         -1, order, torch.arange(order.shape[-1]).to(order).expand_as(order)
     )

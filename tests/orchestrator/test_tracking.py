@@ -150,8 +150,8 @@ def test_a_message_that_is_refused_does_not_hold_up_those_behind_it(store, caplo
     assert len(run.data.params["x" * 250]) == 6000
 
 
-def test_a_locked_store_blocks_nothing_and_gets_all_of_it_later(store, caplog):
-    tracker = Tracker(f"{store}?timeout=0.2", "recall", "locked")
+def test_a_locked_store_blocks_nothing_and_gets_all_of_it_later(store):
+    tracker = Tracker(store, "recall", "locked")
     assert tracker.flush()
     lock = sqlite3.connect(store.removeprefix("sqlite:///"), isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
@@ -159,7 +159,6 @@ def test_a_locked_store_blocks_nothing_and_gets_all_of_it_later(store, caplog):
         assert max(seconds(tracker.generation, step, {"x": 1.0}) for step in range(20)) < 0.1
         time.sleep(1)
         assert tracker.pending > 0
-        assert caplog.text.count("is lost (database is locked)") == 1
     finally:
         lock.execute("ROLLBACK")
         lock.close()

@@ -1,0 +1,54 @@
+# make evolve   a fresh clone to an evolved memory and its table
+# make test     all tests
+# make ui       look at the generations in a browser
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= configs/recall.yaml
+RUN ?=
+# Where pip looks for torch besides PyPI, for instance an index of CPU wheels.
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+# Spinning threads on shared cores cost a factor of ten.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+
+.PHONY: evolve resume headline model test lint setup ui report clean
+
+evolve: setup
+	$(BIN)/namm evolve $(CONFIG)
+
+resume: setup
+	$(BIN)/namm evolve --resume $(or $(RUN),$(CONFIG))
+
+headline: setup
+	$(BIN)/python benchmarks/headline.py
+
+model: setup
+	$(BIN)/python -m workers.pretrain --out models/recall-small
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+ui: setup
+	$(BIN)/namm ui
+
+report: setup
+	$(BIN)/namm report $(or $(RUN),recall)
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "namm needs Python 3.10 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); this takes a few minutes the first time"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[benchmarks,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,164 @@
+"""One matrix of all policies: a new one inherits every test by being named here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from namm_core import MemoryCache, Namm, NammConfig
+from namm_core.policies import H2O, L2, Full, Oracle, Random, Streaming
+
+INTERVAL, TOKENS = 32, 150
+
+
+def scattered_namm() -> Namm:
+    theta = torch.randn(4172, generator=torch.Generator().manual_seed(3)) * 0.1
+    return Namm(NammConfig(update_interval=INTERVAL), theta)
+
+
+POLICIES = {
+    "full": lambda: Full(INTERVAL),
+    "namm": scattered_namm,
+    "h2o": lambda: H2O(20, INTERVAL),
+    "l2": lambda: L2(20, INTERVAL),
+    "streaming": lambda: Streaming(20, INTERVAL),
+    "random": lambda: Random(20, INTERVAL),
+    "oracle": lambda: Oracle([torch.tensor([5, 17, 60])], INTERVAL),
+}
+BUDGETED = ("h2o", "l2", "streaming", "random")
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def prompt() -> torch.Tensor:
+    return torch.randint(1, 97, (1, TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+def generate(model, ids, policy, **options) -> tuple[torch.Tensor, MemoryCache]:
+    with MemoryCache(model, policy) as cache:
+        options = {"max_new_tokens": 12, "do_sample": False, **options}
+        return model.generate(ids, past_key_values=cache, **options), cache
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_one_call_equals_pieces(model, prompt, name):
+    """Forgetting inside attention gives what feeding the prompt piece by piece gives."""
+    whole, _ = generate(model, prompt, POLICIES[name]())
+    with MemoryCache(model, POLICIES[name]()) as cache, torch.no_grad():
+        for piece in prompt[:, :-1].split(13, dim=1):
+            model(piece, past_key_values=cache)
+        pieces = model.generate(prompt, past_key_values=cache, max_new_tokens=12, do_sample=False)
+    assert torch.equal(whole, pieces)
+
+
+@pytest.mark.parametrize("name", [n for n in POLICIES if n != "oracle"])
+def test_unequal_prompts_in_a_batch_equal_each_alone(model, prompt, name):
+    """Left-padded as `generate` wants them, with an update of one row falling due amid the others."""
+    lengths = (TOKENS, 70, 33)
+    batch = torch.zeros(3, TOKENS, dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        batch[row, TOKENS - length :] = prompt[0, :length]
+    together, cache = generate(model, batch, POLICIES[name](), attention_mask=(batch > 0).long())
+    for row, length in enumerate(lengths):
+        alone, of_one = generate(model, prompt[:, :length], POLICIES[name]())
+        assert torch.equal(together[row, TOKENS:], alone[0, length:])
+        for layer in range(2):
+            both = zip(cache.kept_positions(layer)[row], of_one.kept_positions(layer)[0], strict=True)
+            assert all(torch.equal(a, b) for a, b in both)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_beams_move_the_whole_memory(model, prompt, name):
+    """Beam search over a memory equals beam search that starts from as many separate copies of the prompt."""
+    options = {"num_beams": 3, "max_new_tokens": 6}
+    found, cache = generate(model, prompt, POLICIES[name](), **options)
+    again, _ = generate(model, prompt, POLICIES[name](), **options)
+    assert torch.equal(found, again)
+    if name == "full":
+        assert torch.equal(found, model.generate(prompt, do_sample=False, **options))
+    # All beams share the prompt, so they must hold the same part of it, wherever they were moved to.
+    for row in cache.kept_positions(0)[1:]:
+        for head, first in zip(row, cache.kept_positions(0)[0], strict=True):
+            assert torch.equal(head[head < TOKENS], first[first < TOKENS])
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+def test_budget_is_met_exactly(model, prompt, name):
+    """Right after an update every head of every layer holds its budget, or all it has seen."""
+    with MemoryCache(model, POLICIES[name]()) as cache, torch.no_grad():
+        model(prompt[:, : 4 * INTERVAL], past_key_values=cache)
+    assert (cache.kept_counts() == 20).all()
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+def test_rows_have_budgets_of_their_own(model, prompt, name):
+    policy = type(POLICIES[name]())(torch.tensor([10, 40]), INTERVAL)
+    with MemoryCache(model, policy) as cache, torch.no_grad():
+        model(prompt[:, : 4 * INTERVAL].expand(2, -1), past_key_values=cache)
+    assert cache.kept_counts()[:, 0].unique().tolist() == [10]
+    assert cache.kept_counts()[:, 1].unique().tolist() == [40]
+
+
+def test_what_the_baselines_keep(model, prompt):
+    """Each keeps what its paper says, checked on positions."""
+    kept = {}
+    for name in ("streaming", "l2", "oracle"):
+        with MemoryCache(model, POLICIES[name]()) as cache, torch.no_grad():
+            model(prompt[:, : 4 * INTERVAL], past_key_values=cache)
+        kept[name] = cache
+    end = 4 * INTERVAL
+    assert kept["streaming"].kept_positions(1)[0][0].tolist() == [0, 1, 2, 3, *range(end - 16, end)]
+    assert kept["oracle"].kept_positions(0)[0][1].tolist() == [0, 1, 2, 3, 5, 17, 60, end - 1]
+    with MemoryCache(model, Full(10**6)) as full, torch.no_grad():
+        model(prompt[:, :INTERVAL], past_key_values=full)
+    with MemoryCache(model, L2(20, INTERVAL)) as cache, torch.no_grad():
+        model(prompt[:, :INTERVAL], past_key_values=cache)
+    norms = full.layers[0].keys[0, 1, :-1].norm(dim=-1)
+    expected = sorted(norms.argsort()[:19].tolist()) + [INTERVAL - 1]  # the newest always stays
+    assert cache.kept_positions(0)[0][1].tolist() == expected
+
+
+def test_h2o_counts_all_attention_that_a_key_received(model, prompt):
+    """Against the full attention matrix of the stock eager model, before anything was forgotten."""
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = model(prompt[:, :INTERVAL], output_attentions=True).attentions[1][0]
+    received = weights.view(2, 2, INTERVAL, INTERVAL).mean(1).sum(1)  # mean over the query group
+    model.set_attn_implementation("sdpa")
+    with MemoryCache(model, H2O(20, INTERVAL)) as cache, torch.no_grad():
+        model(prompt[:, :INTERVAL], past_key_values=cache)
+    for head in range(2):
+        older = received[head, : INTERVAL - 10]
+        expected = sorted(older.argsort(descending=True)[:10].tolist()) + list(range(INTERVAL - 10, INTERVAL))
+        assert cache.kept_positions(1)[0][head].tolist() == expected
+
+
+def test_random_keeps_the_same_ranks_as_the_text_grows(model, prompt):
+    with MemoryCache(model, Random(20, INTERVAL)) as cache, torch.no_grad():
+        model(prompt[:, : 2 * INTERVAL], past_key_values=cache)
+        before = set(cache.kept_positions(0)[0][0].tolist())
+        model(prompt[:, 2 * INTERVAL : 3 * INTERVAL], past_key_values=cache)
+    after = set(cache.kept_positions(0)[0][0].tolist())
+    assert {p for p in after if p < 2 * INTERVAL} <= before and len(after) == 20
+    other = Random(20, INTERVAL, seed=1)
+    with MemoryCache(model, other) as cache, torch.no_grad():
+        model(prompt[:, : 2 * INTERVAL], past_key_values=cache)
+    assert set(cache.kept_positions(0)[0][0].tolist()) != before
