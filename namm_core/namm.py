@@ -138,6 +138,8 @@ class Namm:
             raise ValueError(
                 f"positions have shape {tuple(positions.shape)}, attention {tuple(attention.shape)}"
             )
+        if rows % self.rows:
+            raise ValueError(f"theta has {self.rows} rows, which do not divide a batch of {rows}")
         order = positions.argsort(dim=-1, stable=True)  # padding in front, then ascending
         sorted_positions = positions.gather(-1, order)
         sorted_attention = attention.gather(-1, order[:, :, None].expand(attention.shape)).float()
@@ -167,7 +169,7 @@ class Namm:
             attention,
             attention,
             sorted_positions.amax(dim=(1, 2)),
-            torch.arange(rows, device=attention.device) % self.rows,
+            torch.arange(rows, device=attention.device) // (rows // self.rows),
             torch.ones(rows, dtype=torch.bool, device=attention.device),
             layer=0,
         )

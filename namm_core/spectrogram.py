@@ -29,11 +29,13 @@ class Spectrogram:
         n, hop = config.n_fft, config.hop
         m = torch.arange(n, dtype=torch.float64)
         window = 0.5 - 0.5 * torch.cos(2 * math.pi * m / n)  # periodic Hann
-        angle = 2 * math.pi * torch.arange(config.frequencies, dtype=torch.float64)[:, None] * m / n
-        # The sines of frequencies 0 and n/2 vanish: n rows carry the whole transform.
-        basis = torch.cat([window * torch.cos(angle), (window * torch.sin(angle))[1:-1]])
-        # A frame is two hop blocks; each block is transformed once and used as first and as second half.
-        self._halves = torch.cat([basis[:, :hop], basis[:, hop:]]).float()
+        self._window = window.float().view(2, hop, 1)
+        # One step of decimation in frequency: with a, b the windowed halves of a frame, even frequencies are the
+        # transform of a + b and odd ones that of a - b. Half the products, and cancellation comes before rounding.
+        angle = 2 * math.pi * torch.arange(config.frequencies, dtype=torch.float64)[:, None] * m[:hop] / n
+        # The sines of frequencies 0 and n/2 vanish.
+        self._even = torch.cat([torch.cos(angle[0::2]), torch.sin(angle[2:-1:2])]).float()
+        self._odd = torch.cat([torch.cos(angle[1::2]), torch.sin(angle[1::2])]).float()
         self.decay = config.ema**hop
 
     def start(self, rows: int, heads: int, device: torch.device) -> State:
@@ -102,12 +104,14 @@ class Spectrogram:
 
     def _magnitudes(self, carried: Tensor, blocks: Tensor) -> Tensor:
         """|X| of each frame, (rows, kv_heads, frames, frequencies, keys), from hop blocks and the one before."""
-        n, middle = self.config.n_fft, self.config.frequencies
-        halves = self._halves.to(blocks.device)
-        both = torch.matmul(halves, blocks.float())
-        transform = both[:, :, :, n:]
-        transform[:, :, 1:] += both[:, :, :-1, :n]
-        transform[:, :, 0] += torch.matmul(halves[:n], carried)
-        squares = transform.square_()
-        squares[:, :, :, 1 : middle - 1] += squares[:, :, :, middle:]
-        return squares[:, :, :, :middle].sqrt()
+        device, half = blocks.device, self.config.hop // 2
+        window = self._window.to(device)
+        hops = torch.cat([carried[:, :, None], blocks.float()], dim=2)
+        first, second = hops[:, :, :-1] * window[0], hops[:, :, 1:] * window[1]
+        even = torch.matmul(self._even.to(device), first + second).square_()
+        odd = torch.matmul(self._odd.to(device), first - second).square_()
+        power = even.new_empty(*even.shape[:3], self.config.frequencies, even.shape[-1])
+        power[:, :, :, 0::2] = even[:, :, :, : half + 1]
+        power[:, :, :, 2:-1:2] += even[:, :, :, half + 1 :]
+        power[:, :, :, 1::2] = odd[:, :, :, :half] + odd[:, :, :, half:]
+        return power.sqrt_()

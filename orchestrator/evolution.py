@@ -6,6 +6,7 @@ journal and arrives at the same bits. Knows nothing of Ray, MLflow or files.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -128,9 +129,12 @@ def fitness_of(results: list[SampleResult], spec: JobSpec) -> float:
     tasks = [[r for r in results if r.task == task] for task in spec.train]
     if not all(tasks):
         return float("nan")
-    measure = spec.fitness.measure
-    value = float(np.mean([_mean(rows, measure) for rows in tasks]))
+    value = float(np.mean([np.mean([_measured(r, spec.fitness.measure) for r in rows]) for rows in tasks]))
     return value - spec.fitness.kept_weight * float(np.mean([_mean(rows, "kept") for rows in tasks]))
+
+
+def _measured(result: SampleResult, measure: str) -> float:
+    return math.exp(result.logprob) if measure == "probability" else getattr(result, measure)
 
 
 def _mean(results, name: str) -> float:

@@ -33,8 +33,9 @@ class StartSpec:
 class FitnessSpec:
     """What the search maximises."""
 
-    measure: Literal["score", "logprob"] = "score"
-    """Task score, or mean log-probability of the reference answer."""
+    measure: Literal["score", "logprob", "probability"] = "score"
+    """Task score; mean log-probability of the reference answer; or its exponential, which a few hopeless samples
+    do not dominate."""
     kept_weight: float = 0.0
     """Subtracted from the fitness: this times the kept fraction."""
     samples: int = 6

@@ -13,3 +13,9 @@ def golden() -> Path:
     if not folder:
         pytest.skip("NAMM_GOLDEN is not set: it names the folder of recorded runs to compare with")
     return Path(folder).resolve(strict=True)
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Path:
+    """Folder of the trained model that this repository ships."""
+    return Path(__file__).parent.parent / "models" / "recall-small"

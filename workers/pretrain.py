@@ -20,6 +20,9 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -27,14 +30,10 @@ from transformers import (
 
 from workers.tasks import recall, words
 
-LENGTHS = (64, 96, 128)
-BATCH = 32
-DRILL_STEPS = 450  # steps at the start that only drill passage retrieval, which is never learnt otherwise
-SHARES = {
-    "passkey": 0.35,
-    "topic": 0.2,
-    "passage": 0.45,
-}  # of the documents that hold this kind besides a fact kind
+LENGTHS = (32, 64, 128, 256)  # tokens of a document
+BATCH_TOKENS = 4096
+SHARES = {"passkey": 0.35, "topic": 0.2}  # of the documents that hold this kind besides a fact kind
+FEW = {"facts": 4, "topic_words": 8}  # densities that a prompt of training length can hold
 SPECIAL = ("<unk>", "<pad>", "<eos>")
 
 
@@ -92,28 +91,14 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def drill(rng: random.Random, tokens: int) -> tuple[list[str], list[bool]]:
-    """A dense lesson in passage retrieval: titles, then as many short questions as fit."""
-    count = 3 + int(rng.random() * 4)
-    draft = recall.passage(rng, recall.RecallConfig(passages=count))
-    pieces = [words.OPENING, *(piece for block in draft.blocks for piece in block.pieces)]
-    answers = [False] * len(pieces)
-    while len(pieces) < tokens:
-        question = draft.questions[int(rng.random() * count)]
-        pieces += [question.pieces[0], question.pieces[-1], *question.answer]
-        answers += [False, False, True]
-    return pieces[:tokens], answers[:tokens]
-
-
 def training_document(rng: random.Random, tokens: int) -> tuple[list[str], list[bool]]:
     """A document of `tokens` pieces with several questions in its last quarter; which pieces are answers."""
     while True:
-        few = 2 + int(rng.random() * (tokens // 16 - 1))
+        few = 2 + int(rng.random() * (min(tokens, 160) // 16 - 1))
         config = recall.RecallConfig(
             facts=few,
             moves=2 + int(rng.random() * 2),
             topic_words=4 + 2 * int(rng.random() * (tokens // 16 - 2)),
-            passages=few,
         )
         kinds = [("residence", "resident", "colour", "journey", "latest")[int(rng.random() * 5)]]
         kinds += [kind for kind, share in SHARES.items() if rng.random() < share]
@@ -143,8 +128,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
         for group in optimiser.param_groups:
             group["lr"] = peak * min(1.0, (step + 1) / 50, (steps - step) / (0.4 * steps))
         tokens = LENGTHS[int(rng.random() * len(LENGTHS))]
-        lesson = drill if step < DRILL_STEPS else training_document
-        documents = [lesson(rng, tokens) for _ in range(BATCH)]
+        documents = [training_document(rng, tokens) for _ in range(BATCH_TOKENS // tokens)]
         batch = torch.tensor([[ids[piece] for piece in pieces] for pieces, _ in documents])
         answer = torch.tensor([flags for _, flags in documents])[:, 1:]
         logits = model(batch[:, :-1]).logits
@@ -164,11 +148,61 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
             seconds = time.monotonic() - started
             left = seconds / (step + 1) * (steps - step - 1)
             print(
-                f"step {step + 1}/{steps}  loss {losses / 50:.3f}  answer tokens right {hits / asked:.3f}"
+                f"step {step + 1}/{steps}  loss {losses / 50:.3f}  answers right {hits / asked:.3f}"
                 f"  {seconds:.0f} s, {left:.0f} s left",
                 flush=True,
             )
             hits, asked, losses = 0, 0, 0.0
+
+
+@torch.no_grad()
+def exact_match(model: LlamaForCausalLM, rows: list[tuple[list[int], list[int], list[int]]]) -> float:
+    """Share of rows whose whole answer is the likeliest continuation.
+
+    A row is (prompt ids, answer ids, positions kept): the model sees the kept tokens alone, at their true
+    positions.
+    """
+    right = 0
+    for prompt, answer, kept in rows:
+        ids = [prompt[at] for at in kept] + answer[:-1]
+        positions = kept + list(range(len(prompt), len(prompt) + len(answer) - 1))
+        logits = model(torch.tensor([ids]), position_ids=torch.tensor([positions])).logits[0, -len(answer) :]
+        right += logits.argmax(-1).tolist() == answer
+    return right / len(rows)
+
+
+def measure(folder: Path, lengths: list[int], alphas: list[float], samples: int) -> None:
+    """Print exact match per kind, full cache and oracle, for each prompt length and NTK alpha."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
+    theta = config.rope_parameters["rope_theta"]
+    print("tokens alpha cache  mean  " + " ".join(f"{kind:>9}" for kind in recall.KINDS))
+    for tokens in lengths:
+        tasks = recall.RecallTasks(recall.RecallConfig(tokens=tokens, **({} if tokens > 300 else FEW)))
+        rows: dict[tuple[str, str], list] = {}
+        for kind in recall.KINDS:
+            for index in range(samples):
+                sample = tasks.sample(kind, "validation", index)
+                read = tokenizer(sample.prompt, return_offsets_mapping=True)
+                relevant = [
+                    at
+                    for at, (start, end) in enumerate(read["offset_mapping"])
+                    if any(start < b and a < end for a, b in sample.relevant)
+                ]
+                answer = tokenizer(sample.completion)["input_ids"]
+                for cache, kept in (("full", list(range(len(read["input_ids"])))), ("oracle", relevant)):
+                    rows.setdefault((cache, kind), []).append((read["input_ids"], answer, kept))
+        for alpha in alphas:
+            stretched = theta * alpha ** (config.head_dim / (config.head_dim - 2))
+            config.rope_parameters = {"rope_type": "default", "rope_theta": stretched}
+            model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+            for cache in ("full", "oracle"):
+                scores = [exact_match(model, rows[cache, kind]) for kind in recall.KINDS]
+                print(
+                    f"{tokens:6} {alpha:5g} {cache:6} {sum(scores) / len(scores):.3f} "
+                    + " ".join(f"{score:9.2f}" for score in scores),
+                    flush=True,
+                )
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -183,9 +217,20 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m workers.pretrain", description="Train the small recall model."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=2200, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the documents")
+    parser.add_argument(
+        "--measure", action="store_true", help="measure the model in --out instead of training"
+    )
+    parser.add_argument("--tokens", type=int, nargs="+", default=[120, 1032, 2056], help="lengths to measure")
+    parser.add_argument(
+        "--alpha", type=float, nargs="+", default=[1, 16, 32, 64], help="NTK alphas to measure"
+    )
+    parser.add_argument("--samples", type=int, default=100, help="samples per kind to measure")
     chosen = parser.parse_args(arguments)
+    if chosen.measure:
+        measure(chosen.out, chosen.tokens, chosen.alpha, chosen.samples)
+        return 0
     torch.manual_seed(chosen.seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)

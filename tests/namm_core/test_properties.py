@@ -34,6 +34,7 @@ class Scenario:
     padding: str
     spare: int  # columns that are padding in every head
     gap: int  # positions left out between two updates: old tokens of great age
+    apart: int  # how much further in its text each row is than the one before
     seed: int
 
     def __post_init__(self):
@@ -69,9 +70,11 @@ class Scenario:
 
     def block(self, update, held):
         """[row][head] of (attention, positions), given the positions that each head holds."""
-        first = update * (self.new + self.gap)
-        new = np.arange(first, first + self.new)
-        return [[(self.attention(len(old)), np.concatenate([old, new])) for old in row] for row in held]
+        new = np.arange(self.new) + update * (self.new + self.gap)
+        return [
+            [(self.attention(len(old)), np.concatenate([old, new + r * self.apart])) for old in row]
+            for r, row in enumerate(held)
+        ]
 
     def columns(self, held) -> list[list[np.ndarray]]:
         """[row][head] where the columns of each head's tokens go among those of the widest head."""
@@ -115,6 +118,7 @@ scenarios = st.builds(
     padding=st.sampled_from(PADDING),
     spare=st.integers(0, 2),
     gap=st.sampled_from([0, 0, 7, 20_000]),
+    apart=st.sampled_from([0, 100]),
     seed=st.integers(0, 2**32 - 1),
 )
 

@@ -30,7 +30,7 @@ def model():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [128, 1032])
 def test_prompts_have_the_configured_length_and_one_token_per_piece(kind, tokens, tokenizer):
-    tasks = RecallTasks(RecallConfig(tokens=tokens, facts=5, topic_words=8, passages=5, kinds=(kind,)))
+    tasks = RecallTasks(RecallConfig(tokens=tokens, facts=5, topic_words=8, kinds=(kind,)))
     for index in range(5):
         prompt = tasks.sample(kind, "train", index).prompt
         ids = tokenizer(prompt)["input_ids"]
@@ -50,7 +50,7 @@ def test_a_sample_is_a_pure_function_of_config_and_arguments(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_splits_share_no_prompt(kind):
-    tasks = RecallTasks(RecallConfig(tokens=200, facts=4, topic_words=8, passages=4, kinds=(kind,)))
+    tasks = RecallTasks(RecallConfig(tokens=200, facts=4, topic_words=8, kinds=(kind,)))
     prompts = {split: {tasks.sample(kind, split, i).prompt for i in range(60)} for split in SPLITS}
     assert all(len(rows) == 60 for rows in prompts.values())
     assert len(set.union(*prompts.values())) == 180
@@ -63,7 +63,7 @@ def test_the_relevant_text_alone_says_the_answer(kind):
         sample = tasks.sample(kind, "validation", index)
         kept = " ".join(sample.prompt[start:end] for start, end in sample.relevant)
         assert list(sample.relevant) == sorted(sample.relevant)
-        assert all(word in kept.replace("[", " ").replace("]", " ") for word in sample.answers[0].split())
+        assert all(word in kept for word in sample.answers[0].split())
         assert kept.rstrip().endswith(sample.prompt.rsplit(" ", 1)[1])
 
 
@@ -89,7 +89,7 @@ def test_latest_asks_for_the_last_city():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"kinds": ("riddle",)}, "riddle"), ({"facts": 13}, "facts is 13"), ({"passages": 1}, "passages is 1")],
+    [({"kinds": ("riddle",)}, "riddle"), ({"facts": 13}, "facts is 13"), ({"moves": 1}, "moves is 1")],
 )
 def test_a_wrong_configuration_is_one_clear_error(change, message):
     with pytest.raises(ValueError, match=message):
@@ -129,7 +129,7 @@ def test_the_command_builds_the_shipped_tokenizer(tokenizer):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_shipped_model_solves_short_prompts(kind, tokenizer, model):
-    tasks = RecallTasks(RecallConfig(tokens=120, facts=4, topic_words=8, passages=4, kinds=(kind,)))
+    tasks = RecallTasks(RecallConfig(tokens=120, facts=4, topic_words=8, kinds=(kind,)))
     right = 0
     for index in range(40):
         sample = tasks.sample(kind, "validation", index)

@@ -13,8 +13,9 @@ class Sample:
     """One prompt with its reference answers.
 
     `relevant` holds character spans (start, end) of `prompt`, ascending: what an oracle memory keeps, that is
-    the text's opening, the places that answer the question, and the question itself. `answers` are bare texts;
-    the first one is what the model should write next, and `completion` is that text as it continues the prompt.
+    the text's opening, the places that answer the question, and the question itself. `answers` are bare
+    texts; the first one is what the model should write next, and `completion` is that text as it continues
+    the prompt.
     """
 
     task: str

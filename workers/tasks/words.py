@@ -18,10 +18,6 @@ TOPICS = {
     "science": tuple("atom telescope theory laboratory microscope experiment".split()),
     "health": tuple("doctor nurse medicine fever hospital vaccine".split()),
 }
-OBJECTS = tuple(
-    "violin compass lantern umbrella hammer mirror kettle anchor basket candle feather ladder".split()
-)
-PASSAGES = tuple(str(number) for number in range(1, 13))
 PASSKEY = tuple(tuple(f"{letter}{digit}" for digit in range(10)) for letter in "KLM")
 
 NOUNS = tuple(
@@ -61,21 +57,15 @@ def asked(word: str) -> str:
     return f" {word}?"
 
 
-def heading(number: str) -> str:
-    """A passage's number in front of it, one piece."""
-    return f"\n[{number}]"
-
-
 def vocabulary() -> tuple[str, ...]:
     """All pieces, without repetition, in a fixed order."""
     topics = tuple(TOPICS)
-    plain = NAMES + CITIES + COLOURS + topics + sum(TOPICS.values(), ()) + OBJECTS + PASSAGES
+    plain = NAMES + CITIES + COLOURS + topics + sum(TOPICS.values(), ())
     plain += sum(PASSKEY, ()) + NOUNS + VERBS + ADJECTIVES + ADVERBS + PREPOSITIONS
-    plain += tuple("The the and is of in has passkey colour city person passage topic".split())
-    pieces = [OPENING, STOP, " ", "\n", "\nWhere", "\nWho", "\nWhat", "\nFind"]
+    plain += tuple("The the and is of in has passkey colour city of topic".split())
+    pieces = [OPENING, STOP, " ", "\n", "\nWhere", "\nWho", "\nWhat"]
     pieces += spaced(plain)
     pieces += [asked(word) for word in NAMES + CITIES + ("passkey", "topic")]
-    pieces += [heading(number) for number in PASSAGES]
     pieces += [residence(name, city) for name in NAMES for city in CITIES]
     pieces += [paint(city, colour) for city in CITIES for colour in COLOURS]
     return tuple(dict.fromkeys(pieces))

@@ -1,0 +1,134 @@
+"""A whole job through the command line: what it leaves behind, that it survives, that it repeats to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from mlflow import MlflowClient
+from safetensors.numpy import load_file
+
+TIMES = ("seconds", "search_seconds", "evaluations", "name")
+
+
+def result_of(folder: Path) -> dict:
+    result = json.loads((folder / "result.json").read_text())
+    return {key: value for key, value in result.items() if key not in TIMES}
+
+
+def theta_of(folder: Path) -> np.ndarray:
+    return load_file(folder / "namm" / "model.safetensors")["theta"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, smoke):
+    """A smoke job that ran to its end, undisturbed, with two workers: (working folder, what it printed)."""
+    import subprocess
+    import sys
+
+    import yaml
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "job.yaml").write_text(yaml.safe_dump({**smoke, "workers": {"count": 2}}))
+    environment = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "MLFLOW_TRACKING_URI")}
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", "evolve", "job.yaml"],
+        cwd=folder,
+        env={**environment, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_the_run_folder_tells_the_whole_story(finished):
+    folder, printed = finished
+    run = folder / "runs" / "smoke"
+    result = json.loads((run / "result.json").read_text())
+    assert list(result["policies"])[:3] == ["full", "namm", "oracle"]
+    kept = result["policies"]["namm"]["kept"]
+    for name in ("h2o", "l2", "streaming", "random"):
+        assert abs(result["policies"][name]["kept"] - kept) <= 0.01
+    lines = [json.loads(line) for line in (run / "samples.jsonl").open()]
+    assert len(lines) == 12 * 7
+    assert {"task", "sample", "policy", "budget", "score", "kept"} <= set(lines[0])
+    assert {line["split"] for line in lines} == {"heldout"}
+    assert {line["task"] for line in lines} == {"residence", "topic", "resident"}
+    assert len((run / "generations.jsonl").read_text().splitlines()) == 3
+    for picture in ("fitness.png", "kept.png", "prompt.png"):
+        assert (run / picture).read_bytes().startswith(b"\x89PNG")
+    assert theta_of(run).shape == (4172,)
+    assert "3/3" in printed and "streaming" in printed and str(run.relative_to(folder)) in printed
+
+
+def test_mlflow_tells_it_too(finished):
+    folder, _ = finished
+    record = json.loads((folder / "runs" / "smoke" / "mlflow.json").read_text())
+    client = MlflowClient(record["uri"])
+    run = client.get_run(record["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["search.population"] == "4"
+    history = client.get_metric_history(record["run_id"], "fitness_mean")
+    assert [metric.step for metric in history] == [1, 2, 3]
+    for name in ("kept_layer/0", "sigma", "validation_score", "score/topic", "tokens_per_second"):
+        assert name in run.data.metrics
+    names = {file.path for file in client.list_artifacts(record["run_id"])}
+    assert {"fitness.png", "kept.png", "prompt.png", "result.json", "namm"} <= names
+
+
+def test_one_worker_gives_the_same_bits_as_two(finished, namm, job_file, tmp_path):
+    process = namm("evolve", job_file(workers={"count": 1}))
+    assert process.wait(300) == 0, process.stderr.read()
+    assert result_of(tmp_path / "runs" / "smoke") == result_of(finished[0] / "runs" / "smoke")
+    assert np.array_equal(theta_of(tmp_path / "runs" / "smoke"), theta_of(finished[0] / "runs" / "smoke"))
+
+
+def test_killed_and_resumed_it_ends_in_the_same_place(finished, namm, job_file, tmp_path):
+    """kill -9 of the whole job in the middle of a generation; then --resume asks only for what is missing."""
+    journal = tmp_path / "runs" / "smoke" / "journal.jsonl"
+    process = namm("evolve", job_file(workers={"count": 2}), start_new_session=True)
+    end = time.monotonic() + 200
+    while not (journal.exists() and journal.read_text().count('"policy"') >= 10):
+        assert process.poll() is None and time.monotonic() < end, process.stderr.read()
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for member in family:  # Ray's own daemons: a local Ray ends with its driver
+        if member.is_running():
+            member.kill()
+    before = journal.read_text().count('"policy"')
+    resumed = namm("evolve", "--resume", "smoke")
+    printed, errors = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, errors
+    run = tmp_path / "runs" / "smoke"
+    assert result_of(run) == result_of(finished[0] / "runs" / "smoke")
+    assert np.array_equal(theta_of(run), theta_of(finished[0] / "runs" / "smoke"))
+    lines = journal.read_text().splitlines()[1:]
+    keys = [tuple(json.loads(line[9:])[k] for k in ("policy", "task", "split", "index")) for line in lines]
+    assert len(keys) == len(set(keys)) > before  # every result once
+    undisturbed = (finished[0] / "runs" / "smoke" / "journal.jsonl").read_text().count('"policy"')
+    assert len(keys) == undisturbed
+
+
+def test_ctrl_c_says_how_to_go_on(namm, job_file, tmp_path):
+    process = namm("evolve", job_file(workers={"count": 1}), start_new_session=True)
+    journal = tmp_path / "runs" / "smoke" / "journal.jsonl"
+    end = time.monotonic() + 200
+    while not (journal.exists() and journal.read_text().count('"policy"') >= 2):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "namm evolve --resume smoke" in printed
+    again = namm("evolve", job_file(workers={"count": 1}))
+    _, errors = again.communicate(timeout=60)
+    assert again.returncode == 2 and "continue it with --resume" in errors

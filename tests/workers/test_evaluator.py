@@ -1,0 +1,112 @@
+"""The evaluator on the shipped model: scores that a person can check, whatever the shape of the unit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from namm_core import NammConfig
+from workers.config import EvaluatorConfig, ModelConfig
+from workers.evaluator import Evaluator
+from workers.unit import PolicySpec, SampleRef, Unit
+
+TASKS = {"source": "recall", "tokens": 200, "facts": 6, "topic_words": 10, "kinds": ["residence", "passkey"]}
+REFS = tuple(SampleRef(kind, "train", i) for kind in TASKS["kinds"] for i in range(4))
+
+
+@pytest.fixture(scope="module")
+def evaluator(small_model) -> Evaluator:
+    model = ModelConfig(str(small_model), ntk_alpha=4)
+    return Evaluator(EvaluatorConfig(model, TASKS, NammConfig(update_interval=64)))
+
+
+def theta(seed: int) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(4172) * 0.065).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def statistics(evaluator):
+    return evaluator.statistics(list(REFS[:2]))
+
+
+def test_the_model_answers_with_its_full_cache(evaluator):
+    results = [evaluator.evaluate(Unit((PolicySpec("full"),), (ref,)))[0][0] for ref in REFS]
+    assert np.mean([r.score for r in results]) >= 0.7
+    assert all(r.kept == 1.0 and r.tokens == 200 for r in results)
+    for ref, r in zip(REFS, results, strict=True):
+        answer = evaluator.tasks.sample(*ref).answers[0]
+        assert r.score == float(r.prediction == answer)
+
+
+def test_a_score_is_the_same_bits_every_time(evaluator, statistics):
+    unit = Unit((PolicySpec("namm", theta(0), statistics),), REFS[:1])
+    assert evaluator.evaluate(unit) == evaluator.evaluate(unit)
+
+
+def test_rows_of_any_unit_agree_with_units_of_one(evaluator, statistics):
+    policies = tuple(PolicySpec("namm", theta(seed), statistics) for seed in range(3))
+    together = evaluator.evaluate(Unit(policies, REFS[2:6]))
+    for policy, row in zip(policies, together, strict=True):
+        for ref, got in zip(REFS[2:6], row, strict=True):
+            alone = evaluator.evaluate(Unit((policy,), (ref,)))[0][0]
+            assert (got.task, got.index, got.score, got.prediction) == (
+                alone.task,
+                alone.index,
+                alone.score,
+                alone.prediction,
+            )
+            assert got.logprob == pytest.approx(alone.logprob, abs=1e-4)
+            assert got.kept == pytest.approx(alone.kept, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["h2o", "l2", "streaming", "random"])
+@pytest.mark.parametrize("budget", [0.2, 0.5])
+def test_baselines_hold_their_budget_at_the_end_of_the_prompt(evaluator, name, budget):
+    results = evaluator.evaluate(Unit((PolicySpec(name, budget=budget),), REFS))[0]
+    assert all(abs(r.kept - budget) < 0.006 for r in results)
+
+
+def test_the_oracle_keeps_little_and_answers(evaluator):
+    results = evaluator.evaluate(Unit((PolicySpec("oracle"),), REFS))[0]
+    assert np.mean([r.kept for r in results]) < 0.15
+    assert np.mean([r.score for r in results]) >= 0.85
+
+
+def test_kept_map_agrees_with_the_kept_fraction(evaluator, statistics):
+    spec = PolicySpec("namm", theta(1), statistics)
+    tokens, held, relevant = evaluator.kept_map(spec, REFS[0])
+    assert "".join(tokens) == evaluator.tasks.sample(*REFS[0]).prompt
+    kept = evaluator.evaluate(Unit((spec,), REFS[:1]))[0][0].kept
+    assert held.mean() == pytest.approx(kept, abs=1e-6)
+    assert any(":" in tokens[i] for i in relevant)
+
+
+def test_statistics_leave_features_normalised(evaluator, statistics):
+    mean, var, count = statistics
+    assert mean.shape == var.shape == (17,) and (var > 0).all()
+    # 2 prompts of 200 tokens, 3 layers, 2 KV heads; updates of 64 see 64, 128 and 192 tokens
+    assert count == 2 * 3 * 2 * (64 + 128 + 192)
+
+
+@pytest.mark.parametrize(
+    "policy, message",
+    [(PolicySpec("h20", budget=0.5), "unknown policy 'h20'"), (PolicySpec("h2o"), "needs a budget")],
+)
+def test_bad_policies_are_one_clear_line(evaluator, policy, message):
+    with pytest.raises(ValueError, match=message):
+        evaluator.evaluate(Unit((policy,), REFS[:1]))
+
+
+@pytest.mark.parametrize(
+    "model, tasks, message",
+    [
+        ({"path": "nowhere/at/all"}, {}, "model folder nowhere/at/all does not exist"),
+        ({"sha256": "0" * 64}, {}, "not those the job was written for"),
+        ({}, {"source": "recal"}, "did you mean 'recall'"),
+        ({}, {"tokns": 3}, "did you mean 'tokens'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(small_model, model, tasks, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Evaluator(EvaluatorConfig(ModelConfig(**{"path": str(small_model), **model}), {**TASKS, **tasks}))
+    assert "\n" not in str(error.value)
