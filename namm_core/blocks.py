@@ -1,7 +1,7 @@
 """How one forward call is cut into blocks that end where a memory is updated.
 
 Every row counts its own real tokens: an update follows right after the token that makes the count a multiple of
-the interval, whichever side the padding is on (NAMM.md 1). Knows nothing of keys, attention or policies.
+the interval, whichever side the padding is on (docs/memory.md 1). Knows nothing of keys, attention or policies.
 """
 
 from __future__ import annotations

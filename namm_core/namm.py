@@ -97,7 +97,7 @@ class Namm:
         return self._spectrogram.observe(state, attention, fed, counts)
 
     def keep(self, state: State, view: View) -> Tensor:
-        """See `Policy.keep`; NAMM.md 9."""
+        """See `Policy.keep`; docs/memory.md 9."""
         return self.select(self.scores(state, view), view)
 
     def scores(self, state: State, view: View) -> Tensor:
@@ -250,7 +250,7 @@ class Namm:
         return features if self.statistics is None else self.statistics.normalise(features)
 
     def _age_embedding(self, view: View) -> Tensor:
-        """(rows, kv_heads, K, age_dim): sines, then cosines, of the age in tokens (NAMM.md 6)."""
+        """(rows, kv_heads, K, age_dim): sines, then cosines, of the age in tokens (docs/memory.md 6)."""
         age = (view.newest[:, None, None] - view.positions).clamp(min=0).masked_fill(view.positions < 0, 0)
         longest = int(view.newest.max()) + 1
         if len(self._ages) < longest or self._ages.device != age.device:
@@ -274,7 +274,7 @@ class Namm:
 
 
 class StatisticsCollector(Namm):
-    """Keeps everything (theta = 0) and pools the features of every update of every layer (NAMM.md 5)."""
+    """Keeps everything (theta = 0) and pools the features of every update of every layer (docs/memory.md 5)."""
 
     def __init__(self, config: NammConfig | None = None) -> None:
         super().__init__(config)

@@ -68,7 +68,7 @@ class Spectrogram:
         blocks = attention[:, :, : frames * hop].unflatten(2, (frames, hop))
         magnitudes = self._magnitudes(state["carried"], blocks)
         exponents = torch.arange(frames - 1, -1, -1, device=attention.device, dtype=torch.float64)
-        weights = ((1 - self.decay) * self.decay**exponents).float()  # NAMM.md 4
+        weights = ((1 - self.decay) * self.decay**exponents).float()  # docs/memory.md 4
         average = torch.einsum("rhtfk,t->rhfk", magnitudes, weights)
         average.add_(state["average"], alpha=self.decay**frames)
         return {"average": average, "carried": blocks[:, :, -1].clone(), "pending": pending.clone()}

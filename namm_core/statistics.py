@@ -38,7 +38,7 @@ class FeatureStatistics:
         return cls(flat.mean(0), flat.var(0, unbiased=False), flat.shape[0])
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """Statistics of both groups together (NAMM.md 5; the pairwise update of Chan et al., 1979)."""
+        """Statistics of both groups together (docs/memory.md 5; the pairwise update of Chan et al., 1979)."""
         count = self.count + other.count
         w = self.count / count
         mean_a, mean_b = self.mean.double(), other.mean.double()

@@ -18,6 +18,7 @@ def connected(address: str, namespace: str, cpus: int | None = None) -> Iterator
     # Explicit everywhere: the default writes a token into the home folder; clusters set their own mode.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address == "local" else "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: workers would yield to everything else
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

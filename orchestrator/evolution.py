@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,7 +65,7 @@ def evolve(
 
     start = np.zeros(parameters)
     start[-1] = spec.start.bias
-    search = Search(spec.search, start)
+    search = Search(replace(spec.search, seed=spec.search.seed + spec.seed), start)
     full = PolicySpec("full")
     validation = [SampleRef(task, "validation", i) for task in spec.train for i in range(spec.validation.samples)]
     outcome = Outcome(best=namm(search.mean), best_generation=0, last=namm(search.mean))

@@ -23,7 +23,7 @@ Kinds = tuple[str, ...]
 
 @dataclass(frozen=True)
 class StartSpec:
-    """Where the search starts (NAMM.md 11)."""
+    """Where the search starts (docs/memory.md 11)."""
 
     bias: float = 0.0
     """Value of b3 in an otherwise zero theta: 0 is the paper's start, on the boundary; above 0 evicts little."""
@@ -98,7 +98,7 @@ class JobSpec:
     heldout: Kinds = ()
     """Further tasks that only the final table sees."""
     seed: int = 0
-    """Seed of the search and of which samples a generation sees."""
+    """Seed of which samples a generation sees, and of the search (added to `search.seed`)."""
     generations: int = 30
     """Generations of the search."""
     memory: NammConfig = field(default_factory=NammConfig)

@@ -217,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m workers.pretrain", description="Train the small recall model."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=2200, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=2300, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the documents")
     parser.add_argument(
         "--measure", action="store_true", help="measure the model in --out instead of training"

@@ -56,7 +56,7 @@ def test_splits_share_no_prompt(kind):
     assert len(set.union(*prompts.values())) == 180
 
 
-@pytest.mark.parametrize("kind", set(KINDS) - {"latest", "topic"})
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"latest", "topic"}))
 def test_the_relevant_text_alone_says_the_answer(kind):
     tasks = RecallTasks(RecallConfig(tokens=400, kinds=(kind,)))
     for index in range(20):
@@ -127,7 +127,14 @@ def test_the_command_builds_the_shipped_tokenizer(tokenizer):
     assert pretrain.build_tokenizer().get_vocab() == tokenizer.get_vocab()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+HARD = pytest.mark.xfail(
+    strict=True, reason="two hops are learnt in part: 0.79 at 120 tokens (models/recall-small)"
+)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=HARD) if kind == "journey" else kind for kind in KINDS]
+)
 def test_the_shipped_model_solves_short_prompts(kind, tokenizer, model):
     tasks = RecallTasks(RecallConfig(tokens=120, facts=4, topic_words=8, kinds=(kind,)))
     right = 0
@@ -137,7 +144,7 @@ def test_the_shipped_model_solves_short_prompts(kind, tokenizer, model):
         wanted = tokenizer(sample.completion)["input_ids"]
         written = model.generate(ids, max_new_tokens=len(wanted), do_sample=False)[0, ids.shape[1] :]
         right += written.tolist() == wanted
-    assert right >= 30
+    assert right >= 34  # 0.85
 
 
 def test_the_shipped_folder_is_small():

@@ -1,0 +1,109 @@
+"""Bad input: one clear line, exit status 2, nothing half-written. And the small commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+import pytest
+
+from orchestrator import spec
+
+
+def refused(process, tmp_path) -> str:
+    """The one line that a refused command printed; nothing of a run may be left."""
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    lines = [line for line in errors.splitlines() if line.startswith("namm: ")]
+    assert len(lines) == 1 and "Traceback" not in errors, errors
+    assert not (tmp_path / "runs" / "smoke" / "job.yaml").exists()
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"generatons": 3}, "unknown key 'generatons'; did you mean 'generations'"),
+        ({"memory": {"update_intervall": 64}}, "did you mean 'update_interval'"),
+        ({"train": ["residense"], "heldout": []}, "unknown task 'residense'"),
+        ({"tasks": {"source": "longbank"}}, "tasks.source: unknown 'longbank'"),
+        ({"model": {"path": "models/none"}}, "model folder models/none does not exist"),
+        ({"generations": "many"}, "generations: expected int, found 'many'"),
+        ({"search": {"variant": "diagnal"}}, "did you mean 'diagonal'"),
+        ({"heldout": ["residence"]}, "residence: in train and in heldout"),
+        ({"memory": {"update_interval": 40}}, "must be a multiple of hop"),
+    ],
+)
+def test_bad_settings(namm, job_file, tmp_path, changes, message):
+    assert message in refused(namm("evolve", job_file(**changes)), tmp_path)
+
+
+def test_addresses_where_nothing_answers(namm, job_file, tmp_path):
+    with socket.socket() as held:  # bound, not listening: nothing else can answer there
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        line = refused(namm("evolve", job_file(redis_url=f"redis://:secret@127.0.0.1:{port}/0")), tmp_path)
+        assert "did not answer within" in line and "secret" not in line
+        line = refused(namm("evolve", job_file(mlflow_uri=f"http://127.0.0.1:{port}")), tmp_path)
+        assert "did not answer within" in line and "start the server" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_run_folder(namm, job_file, tmp_path):
+    (tmp_path / "runs").mkdir(mode=0o500)
+    assert "cannot be written" in refused(namm("evolve", job_file()), tmp_path)
+
+
+def test_a_file_where_the_run_folder_should_be(namm, job_file, tmp_path):
+    (tmp_path / "runs").write_text("in the way")
+    assert "cannot be written" in refused(namm("evolve", job_file()), tmp_path)
+
+
+def test_what_does_not_exist(namm, tmp_path):
+    assert "cannot be read" in refused(namm("evolve", "nowhere.yaml"), tmp_path)
+    assert "no run 'smoke'" in refused(namm("evolve", "--resume", "smoke"), tmp_path)
+    assert "no run 'smoke'" in refused(namm("report", "smoke"), tmp_path)
+    assert "run a job first" in refused(namm("ui"), tmp_path)
+
+
+def test_overrides_and_the_saved_job(smoke, tmp_path):
+    import yaml
+
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(smoke))
+    job = spec.read(path, ["search.sigma0=1e-2", "generations=7", "workers.count=3", "name=other"])
+    assert (job.search.sigma0, job.generations, job.workers.count, job.name) == (0.01, 7, 3, "other")
+    spec.write(job, tmp_path / "again.yaml")
+    assert spec.read(tmp_path / "again.yaml") == job
+    # Where it is computed does not change what is computed; what is computed does.
+    assert job.digest() == spec.read(path, ["search.sigma0=0.01", "workers.count=1"]).digest()
+    assert job.digest() != spec.read(path, ["search.sigma0=0.02"]).digest()
+    with pytest.raises(ValueError, match="is no override"):
+        spec.read(path, ["generations"])
+
+
+def test_runs_lists_what_is_there(namm, tmp_path, smoke):
+    import yaml
+
+    for name in ("first", "second"):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "job.yaml").write_text(yaml.safe_dump({**smoke, "name": name}))
+    row = {"mean": 0.5, "kept": 1.0}
+    result = {"policies": {"full": row, "namm": {"mean": 0.625, "kept": 0.25}}, "generations": 9, "seed": 4}
+    (tmp_path / "runs" / "first" / "result.json").write_text(json.dumps(result))
+    printed, errors = (process := namm("runs")).communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "namm 0.625 at 0.25 kept" in printed and "9 generations, seed 4" in printed
+    assert "second" in printed and "unfinished, 0 generations told" in printed
+
+
+def test_settings_hold_no_torch():
+    """A head node reads jobs without it."""
+    import subprocess
+    import sys
+
+    code = "import orchestrator.spec, orchestrator.evolution, orchestrator.journal, orchestrator.dispatch, sys\n"
+    code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
