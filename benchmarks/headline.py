@@ -50,7 +50,9 @@ def sweep(job: JobSpec, samples: int) -> list[dict]:
     """Full cache and oracle at every alpha; progress on the way."""
     rows = []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        tasks = {(alpha, p): pool.submit(base_scores, job, alpha, p, samples) for alpha in ALPHAS for p in ("full", "oracle")}
+        tasks = {
+            (alpha, p): pool.submit(base_scores, job, alpha, p, samples) for alpha in ALPHAS for p in ("full", "oracle")
+        }
         for alpha in ALPHAS:
             full, oracle = tasks[alpha, "full"].result(), tasks[alpha, "oracle"].result()
             rows.append(
@@ -61,7 +63,10 @@ def sweep(job: JobSpec, samples: int) -> list[dict]:
                     "full_by_kind": full,
                 }
             )
-            print(f"alpha {alpha:>5.0f}   full cache {rows[-1]['full']:.3f}   oracle {rows[-1]['oracle']:.3f}", flush=True)
+            print(
+                f"alpha {alpha:>5.0f}   full cache {rows[-1]['full']:.3f}   oracle {rows[-1]['oracle']:.3f}",
+                flush=True,
+            )
     return rows
 
 
@@ -85,7 +90,8 @@ def page(job: JobSpec, rows: list[dict], results: list[dict], whole: dict, secon
     lines = [
         "# The headline, measured",
         "",
-        "`make headline` makes this page: " + " ".join(pooled.__doc__.split()).lower().replace("one result", "one table"),
+        "`make headline` makes this page: "
+        + " ".join(pooled.__doc__.split()).lower().replace("one result", "one table"),
         "",
         "## The base at its best",
         "",

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -110,9 +109,7 @@ def _attend(
     rows, heads, new, size = query.shape
     kv_heads, columns = keys.shape[1], keys.shape[2]
     groups = heads // kv_heads
-    grouped = (query * scaling).reshape(
-        rows, kv_heads, groups * new, size
-    )  # query head h reads KV head h // groups
+    grouped = (query * scaling).reshape(rows, kv_heads, groups * new, size)  # query head h reads KV head h // groups
     scores = torch.matmul(grouped, keys.transpose(2, 3)).view(rows, kv_heads, groups, new, columns)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap

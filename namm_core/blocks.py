@@ -80,9 +80,7 @@ def plan(fed: list[int], tokens: int, real: Tensor | None, interval: int) -> lis
     blocks = []
     fed, taken = list(fed), [0] * len(fed)
     while any(t < total for t, total in zip(taken, totals, strict=True)):
-        counts = [
-            min(total - t, interval - f % interval) for f, t, total in zip(fed, taken, totals, strict=True)
-        ]
+        counts = [min(total - t, interval - f % interval) for f, t, total in zip(fed, taken, totals, strict=True)]
         new = max(counts)
         index = torch.tensor(taken)[:, None] + torch.arange(new) - (new - torch.tensor(counts)[:, None])
         due = [c > 0 and (f + c) % interval == 0 for f, c in zip(fed, counts, strict=True)]

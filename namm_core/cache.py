@@ -41,9 +41,7 @@ class MemoryLayer(CacheLayerMixin):
         rows, heads, _, _ = key_states.shape
         known = self.policy.rows
         if rows % known:
-            raise ValueError(
-                f"the policy has {known} rows (candidates), which do not divide a batch of {rows}"
-            )
+            raise ValueError(f"the policy has {known} rows (candidates), which do not divide a batch of {rows}")
         device = key_states.device
         self.keys = key_states[:, :, :0]
         self.values = value_states[:, :, :0]
@@ -198,9 +196,7 @@ class MemoryCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of the storage behind keys and values."""
-        return sum(
-            _nbytes(t) for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values)
-        )
+        return sum(_nbytes(t) for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values))
 
     @property
     def state_nbytes(self) -> int:

@@ -44,9 +44,7 @@ class NammConfig:
         if self.n_fft != 2 * self.hop:
             raise ValueError(f"n_fft must be twice hop, not {self.n_fft} with hop {self.hop}")
         if self.update_interval % self.hop:
-            raise ValueError(
-                f"update_interval must be a multiple of hop ({self.hop}), not {self.update_interval}"
-            )
+            raise ValueError(f"update_interval must be a multiple of hop ({self.hop}), not {self.update_interval}")
         if not 0.0 < self.ema < 1.0:
             raise ValueError(f"ema must lie between 0 and 1, not {self.ema}")
         if self.age_dim % 2:
@@ -81,9 +79,7 @@ def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "config") -
     for key, value in mapping.items():
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)
-            raise ValueError(
-                f"{where}: unknown key {key!r}; did you mean {near[0]!r}? Known: {', '.join(fields)}"
-            )
+            raise ValueError(f"{where}: unknown key {key!r}; did you mean {near[0]!r}? Known: {', '.join(fields)}")
         values[key] = _convert(hints[key], value, f"{where}.{key}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -135,9 +135,7 @@ class Namm:
         """
         rows, heads, new, columns = attention.shape
         if positions.shape != (rows, heads, columns):
-            raise ValueError(
-                f"positions have shape {tuple(positions.shape)}, attention {tuple(attention.shape)}"
-            )
+            raise ValueError(f"positions have shape {tuple(positions.shape)}, attention {tuple(attention.shape)}")
         if rows % self.rows:
             raise ValueError(f"theta has {self.rows} rows, which do not divide a batch of {rows}")
         order = positions.argsort(dim=-1, stable=True)  # padding in front, then ascending
@@ -154,14 +152,10 @@ class Namm:
                 tensors = {name: t[..., held - old :] for name, t in state.tensors.items()}
                 before = state.positions[..., held - old :]
             else:
-                tensors = {
-                    name: _blank_columns(t, old - held, front=True) for name, t in state.tensors.items()
-                }
+                tensors = {name: _blank_columns(t, old - held, front=True) for name, t in state.tensors.items()}
                 before = torch.nn.functional.pad(state.positions, (old - held, 0), value=-1)
             if not torch.equal(before, sorted_positions[..., :old]):
-                raise ValueError(
-                    "positions do not continue the state: the old columns are not those that were kept"
-                )
+                raise ValueError("positions do not continue the state: the old columns are not those that were kept")
         tensors = {name: _blank_columns(t, new) for name, t in tensors.items()}
         tensors = self.observe(tensors, sorted_attention, [fed] * rows, [new] * rows)
         view = View(
@@ -177,9 +171,7 @@ class Namm:
         keep = self.select(scores, view)
         back = order.argsort(dim=-1)
         average = (
-            tensors["average"]
-            .transpose(2, 3)
-            .gather(2, back[..., None].expand(-1, -1, -1, self.config.frequencies))
+            tensors["average"].transpose(2, 3).gather(2, back[..., None].expand(-1, -1, -1, self.config.frequencies))
         )
         index, kept = packing(keep)
         after = NammState(
@@ -236,9 +228,7 @@ class Namm:
                 tensors["statistics.mean"], tensors["statistics.var"], float(tensors["statistics.count"])
             )
         try:
-            return cls(
-                from_mapping(NammConfig, config, f"{folder}/config.json"), tensors["theta"], statistics
-            )
+            return cls(from_mapping(NammConfig, config, f"{folder}/config.json"), tensors["theta"], statistics)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
 
@@ -301,6 +291,4 @@ def _download(repository: str) -> Path:
         raise ValueError(f"{repository}: no such folder") from None
     except Exception as error:  # network, authentication, missing repository: all one question to the user
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{repository} is no folder and could not be fetched from the Hub: {reason}"
-        ) from None
+        raise ValueError(f"{repository} is no folder and could not be fetched from the Hub: {reason}") from None

@@ -107,7 +107,9 @@ def _runs(options: argparse.Namespace) -> None:
             line += f"full {full['mean']:.3f}   namm {namm['mean']:.3f} at {namm['kept']:.2f} kept"
             line += f"   {result['generations']} generations, seed {result['seed']}"
         else:
-            done = sum(1 for _ in (folder / "generations.jsonl").open()) if (folder / "generations.jsonl").exists() else 0
+            done = (
+                sum(1 for _ in (folder / "generations.jsonl").open()) if (folder / "generations.jsonl").exists() else 0
+            )
             line += f"unfinished, {done} generations told"
         print(line)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -128,9 +128,7 @@ class Dispatcher:
             else:
                 idle.append(call.worker)
                 self._take(call.jobs, results, cost, progress)
-        return [
-            [None if ref in self.quarantined else self.journal.get(key, ref) for ref in samples] for key in keys
-        ]
+        return [[None if ref in self.quarantined else self.journal.get(key, ref) for ref in samples] for key in keys]
 
     def on_one(self, method: str, *arguments):
         """Calls a method of one worker's evaluator, with the usual time limit."""

@@ -20,7 +20,9 @@ UNBUDGETED = ("full", "namm", "oracle")
 
 def held_out_samples(kinds: tuple[str, ...], total: int) -> list[SampleRef]:
     """`total` held-out samples, shared as evenly as can be among the kinds."""
-    return [SampleRef(kind, "heldout", i) for n, kind in enumerate(kinds) for i in range(len(range(n, total, len(kinds))))]
+    return [
+        SampleRef(kind, "heldout", i) for n, kind in enumerate(kinds) for i in range(len(range(n, total, len(kinds))))
+    ]
 
 
 def compare(

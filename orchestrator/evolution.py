@@ -37,9 +37,9 @@ class Outcome:
     """What an evolution ends with."""
 
     best: PolicySpec
-    """The mean with the best fitness on the validation samples."""
+    """The mean, or average of recent means, with the best fitness on the validation samples."""
     best_generation: int
-    """Generations told when it was the mean."""
+    """Generations told when it was looked at."""
     last: PolicySpec
     """The mean at the end."""
     generations: list[dict[str, Any]] = field(default_factory=list)
@@ -69,7 +69,7 @@ def evolve(
     full = PolicySpec("full")
     validation = [SampleRef(task, "validation", i) for task in spec.train for i in range(spec.validation.samples)]
     outcome = Outcome(best=namm(search.mean), best_generation=0, last=namm(search.mean))
-    best = -np.inf
+    best, means = -np.inf, []
     for generation in range(spec.generations):
         started = time.monotonic()
         samples = training_samples(spec, generation)
@@ -81,6 +81,7 @@ def evolve(
         *rows, of_mean, of_full = [[row[i] for i in usable] for row in results]
         fitness = np.array([fitness_of(row, spec) for row in rows])
         search.tell(fitness)
+        means.append(search.mean)
         record = {
             "generation": generation + 1,
             "fitness_mean": float(fitness.mean()),
@@ -98,19 +99,27 @@ def evolve(
             "tasks": {task: _mean([r for r in of_mean if r.task == task], "score") for task in spec.train},
         }
         if (generation + 1) % spec.validation.every == 0 or generation + 1 == spec.generations:
-            mean = namm(search.mean)
-            seen, base = evaluate([mean, full], validation)
-            seen, base = zip(*[pair for pair in zip(seen, base, strict=True) if all(map(_sound, pair))], strict=True)
-            value = fitness_of(seen, spec)
-            record |= {
-                "validation_fitness": value,
-                "validation_score": _mean(seen, "score"),
-                "validation_kept": _mean(seen, "kept"),
-                "validation_full": _mean(base, "score"),
-                "validation_full_fitness": fitness_of(base, spec),
+            # The average of recent means shakes less than any of them; both are looked at, the better one counts.
+            looked_at = {
+                "mean": namm(search.mean),
+                "averaged": namm(np.mean(means[len(means) // 2 :], axis=0)),
             }
-            if value > best:
-                best, outcome.best, outcome.best_generation = value, mean, generation + 1
+            *seen, base = evaluate([*looked_at.values(), full], validation)
+            usable = [i for i in range(len(validation)) if all(_sound(row[i]) for row in (*seen, base))]
+            values = [fitness_of([row[i] for i in usable], spec) for row in seen]
+            first = int(np.argmax(values))
+            chosen = [seen[first][i] for i in usable]
+            record |= {
+                "validation_of": list(looked_at)[first],
+                "validation_fitness": values[first],
+                "validation_score": _mean(chosen, "score"),
+                "validation_kept": _mean(chosen, "kept"),
+                "validation_full": _mean([base[i] for i in usable], "score"),
+                "validation_full_fitness": fitness_of([base[i] for i in usable], spec),
+            }
+            if values[first] > best:
+                best, outcome.best = values[first], list(looked_at.values())[first]
+                outcome.best_generation = generation + 1
         record |= {"seconds": time.monotonic() - started, "best_generation": outcome.best_generation}
         outcome.last = namm(search.mean)
         outcome.generations.append(record)

@@ -60,9 +60,7 @@ def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
         config = EvaluatorConfig(job.model, job.tasks, job.memory, job.workers.threads, redis_url)
         dispatcher = Dispatcher(config, job.workers, journal)
         stack.callback(dispatcher.close)
-        tracker = Tracker(
-            store, "namm", job.name, dataclasses.asdict(job), _tags(job), run_id=_mlflow_run(folder)
-        )
+        tracker = Tracker(store, "namm", job.name, dataclasses.asdict(job), _tags(job), run_id=_mlflow_run(folder))
         _write_json(folder / "mlflow.json", {"uri": store, "run_id": tracker.run_id})
         finished = False
         try:
@@ -89,9 +87,7 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
         display.generation(record, dispatcher.cost)
 
     display.start(job, dispatcher.count)
-    outcome = evolve(
-        job, dispatcher.evaluate, statistics, bam.num_parameters(job.memory), told, display.progress
-    )
+    outcome = evolve(job, dispatcher.evaluate, statistics, bam.num_parameters(job.memory), told, display.progress)
     search_seconds = time.monotonic() - started
     _export(outcome.best, job, folder / "namm")
     samples = evaluation.held_out_samples(job.kinds, job.evaluation.samples)
@@ -117,7 +113,11 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
     )
     _write_json(folder / "result.json", result)
     draw(folder, history, dispatcher, outcome.best, samples)
-    for path in sorted(folder.glob("*.png")) + [folder / "result.json", folder / "samples.jsonl", folder / "job.yaml"]:
+    for path in sorted(folder.glob("*.png")) + [
+        folder / "result.json",
+        folder / "samples.jsonl",
+        folder / "job.yaml",
+    ]:
         tracker.artifact(path)
     tracker.artifact(folder / "namm", "namm")
     tracker.metrics_final(_final_metrics(result))
@@ -216,5 +216,3 @@ def _replace(path: Path, text: str) -> None:
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(text)
     part.replace(path)
-
-

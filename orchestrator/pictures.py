@@ -38,9 +38,7 @@ def fitness_curve(generations: Sequence[Mapping], path: str | Path) -> None:
     Raises ValueError without any generation.
     """
     x = _numbers(generations)
-    mean, best, spread = (
-        _series(generations, key) for key in ("fitness_mean", "fitness_best", "fitness_std")
-    )
+    mean, best, spread = (_series(generations, key) for key in ("fitness_mean", "fitness_best", "fitness_std"))
     score, full = (_series(generations, key) for key in ("validation_score", "validation_full"))
     measured = np.isfinite(score)
 
@@ -50,9 +48,7 @@ def fitness_curve(generations: Sequence[Mapping], path: str | Path) -> None:
     figure.suptitle("Evolution of the memory", fontsize=13, fontweight="bold")
 
     axes = panels[0]
-    axes.fill_between(
-        x, mean - spread, mean + spread, color=BLUE, alpha=0.2, lw=0, label="mean ± 1 standard deviation"
-    )
+    axes.fill_between(x, mean - spread, mean + spread, color=BLUE, alpha=0.2, lw=0, label="mean ± 1 standard deviation")
     axes.plot(x, mean, color=BLUE, lw=1.8, label="mean of candidates", **_dots(x))
     axes.plot(x, best, color=ORANGE, lw=1.3, ls="--", label="best candidate", **_dots(x))
     axes.set_ylabel("fitness")
@@ -134,16 +130,12 @@ def kept_heatmap(generations: Sequence[Mapping], path: str | Path) -> None:
     axes.xaxis.set_major_locator(
         MaxNLocator(integer=True, nbins=min(12, kept.shape[1]), steps=[1, 2, 5, 10], min_n_ticks=1)
     )
-    axes.yaxis.set_major_locator(
-        MaxNLocator(integer=True, nbins=min(16, layers), steps=[1, 2, 5, 10], min_n_ticks=1)
-    )
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(16, layers), steps=[1, 2, 5, 10], min_n_ticks=1))
     if kept.size <= 150:
         for (layer, column), value in np.ndenumerate(kept):
             if not math.isnan(value):
                 ink = "black" if value > 0.6 else "white"
-                axes.text(
-                    first + column, layer, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8
-                )
+                axes.text(first + column, layer, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
     bar = figure.colorbar(picture, ax=axes, pad=0.02)
     bar.set_label("kept fraction")
     _save(figure, path)
@@ -298,9 +290,7 @@ def _prompt_heading(
     figure.text(after, middle, "share of layers and KV heads that hold it", fontsize=9, **style)
     if relevant:
         x = (side + 4.65) / width
-        frame = Rectangle(
-            (x, middle - 0.08 / height), 0.32 / width, 0.16 / height, transform=figure.transFigure
-        )
+        frame = Rectangle((x, middle - 0.08 / height), 0.32 / width, 0.16 / height, transform=figure.transFigure)
         frame.set(facecolor="none", edgecolor=VERMILION, linewidth=1.4)
         figure.add_artist(frame)
         figure.text(x + 0.4 / width, middle, "relevant to the answer", fontsize=9, **style)

@@ -127,9 +127,7 @@ def _by_policy(records: Sequence[Mapping]) -> tuple[dict[str, dict[Key, Mapping]
                 f"policy {name!r} has budgets {budgets[name]} and {record['budget']}: summarise one at a time"
             )
         if key in rows:
-            raise ValueError(
-                f"policy {name!r} has sample {key[1]} of {key[0]!r} twice: keep one record of it"
-            )
+            raise ValueError(f"policy {name!r} has sample {key[1]} of {key[0]!r} twice: keep one record of it")
         if not isinstance(record["score"], (int, float)) or not math.isfinite(record["score"]):
             raise ValueError(
                 f"policy {name!r} scored {record['score']} on sample {key[1]} of {key[0]!r}: "
@@ -137,9 +135,7 @@ def _by_policy(records: Sequence[Mapping]) -> tuple[dict[str, dict[Key, Mapping]
             )
         rows[key] = record
     if "full" not in policies:
-        raise ValueError(
-            "no samples of policy 'full': evaluate the full cache too, all others are compared with it"
-        )
+        raise ValueError("no samples of policy 'full': evaluate the full cache too, all others are compared with it")
     for name, rows in policies.items():
         if different := rows.keys() ^ policies["full"].keys():
             task, sample = min(different)
@@ -234,9 +230,7 @@ def _tasks_table(result: Mapping, names: list[str]) -> Table:
 
 def _caption(result: Mapping) -> str:
     samples = result["policies"]["full"]["samples"]
-    text = (
-        f"{samples} held-out samples, differences paired; kept: share of the KV cache held after the prompt."
-    )
+    text = f"{samples} held-out samples, differences paired; kept: share of the KV cache held after the prompt."
     if set(result.get("heldout_tasks", ())) & set(result["base"]):
         text += f"\n{HELDOUT_MARK} a kind of task that evolution never saw."
     return text

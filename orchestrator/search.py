@@ -143,9 +143,7 @@ class Search:
         if self.config.variant == "isotropic":
             weights.zero_negative_weights()
         elif self.config.variant == "diagonal":
-            weights.finalize_negative_weights(
-                self.strategy.N, parameters.c1_sep, parameters.cmu_sep, pos_def=False
-            )
+            weights.finalize_negative_weights(self.strategy.N, parameters.c1_sep, parameters.cmu_sep, pos_def=False)
         else:
             rates = _paper_rates(self.strategy.N, weights.mueff)
             weights.finalize_negative_weights(self.strategy.N, rates["c1"], rates["cmu"])

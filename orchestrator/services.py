@@ -121,11 +121,7 @@ def _wait_for_socket(server: subprocess.Popen, socket: str, log: str, patience: 
             return
         except (redis.RedisError, OSError):
             time.sleep(0.02)
-    what = (
-        f"did not answer within {patience:.0f} s"
-        if server.poll() is None
-        else f"ended with {server.returncode}"
-    )
+    what = f"did not answer within {patience:.0f} s" if server.poll() is None else f"ended with {server.returncode}"
     raise RuntimeError(f"the private Redis server {what}" + (f"; see {log}" if log else ""))
 
 
@@ -166,9 +162,7 @@ def check_redis(url: str, patience: float = 3.0) -> None:
         ValueError: one line with the address (credentials masked), how long it waited, and what to do.
     """
     try:
-        client = redis.Redis.from_url(
-            url, retry=None, socket_timeout=patience, socket_connect_timeout=patience
-        )
+        client = redis.Redis.from_url(url, retry=None, socket_timeout=patience, socket_connect_timeout=patience)
     except ValueError as error:
         raise ValueError(
             f"Redis address {masked_url(url)!r} cannot be read ({masked_url(str(error))}): "
@@ -241,8 +235,7 @@ def _check_server(uri: str, patience: float) -> None:
             return  # it answers; whether its certificate is good is for MLflow's own settings to judge
         except requests.exceptions.InvalidURL as error:
             raise ValueError(
-                f"MLflow address {masked_url(uri)!r} cannot be read ({_first_line(error)}): "
-                "give http://HOST:PORT"
+                f"MLflow address {masked_url(uri)!r} cannot be read ({_first_line(error)}): give http://HOST:PORT"
             ) from None
         except requests.exceptions.RequestException as error:
             reason = root_cause(error)
@@ -269,13 +262,9 @@ def _check_sqlite(uri: str) -> None:
         if file.exists():
             with file.open("r+b") as stream:
                 if stream.read(16) not in (b"", b"SQLite format 3\0"):
-                    raise ValueError(
-                        f"MLflow store {file} is not an sqlite database: move it away or name another"
-                    )
+                    raise ValueError(f"MLflow store {file} is not an sqlite database: move it away or name another")
     except OSError as error:
-        raise ValueError(
-            f"MLflow store {file} cannot be written ({error.strerror}): choose another folder"
-        ) from None
+        raise ValueError(f"MLflow store {file} cannot be written ({error.strerror}): choose another folder") from None
 
 
 def ui_command(uri: str, port: int = 5000) -> list[str]:

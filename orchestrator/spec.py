@@ -119,9 +119,7 @@ class JobSpec:
         if not self.train:
             raise ValueError("train must name at least one task")
         if both := set(self.train) & set(self.heldout):
-            raise ValueError(
-                f"{', '.join(sorted(both))}: in train and in heldout; a held-out task is never trained on"
-            )
+            raise ValueError(f"{', '.join(sorted(both))}: in train and in heldout; a held-out task is never trained on")
         for name, value in (("generations", self.generations), ("fitness.samples", self.fitness.samples)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")

@@ -209,9 +209,7 @@ class Tracker:
                 batch.append(Metric(_name(key), value, now, step))
             elif key not in self._not_finite:
                 self._not_finite.add(key)
-                logger.warning(
-                    "metric %s is %s at step %d: such values are left out of MLflow", key, value, step
-                )
+                logger.warning("metric %s is %s at step %d: such values are left out of MLflow", key, value, step)
         # Timestamps are fixed here, so a batch that is sent twice after a lost answer is stored once.
         for start in range(0, len(batch), _METRICS_PER_BATCH):
             part = batch[start : start + _METRICS_PER_BATCH]
@@ -289,9 +287,7 @@ class _Sender:
             pause = 0.5
             with self._changed:
                 if self._failed_at is not None:
-                    logger.warning(
-                        "MLflow at %s is back; sending %d messages", self._address, len(self._queue)
-                    )
+                    logger.warning("MLflow at %s is back; sending %d messages", self._address, len(self._queue))
                 self._failed_at = None
                 self._queue.popleft()
                 self._changed.notify_all()
@@ -299,9 +295,7 @@ class _Sender:
     def _lost(self, error: Exception) -> None:
         if self._failed_at is None:
             reason = root_cause(error)
-            logger.warning(
-                "MLflow at %s is lost (%s); metrics are kept and sent later", self._address, reason
-            )
+            logger.warning("MLflow at %s is lost (%s); metrics are kept and sent later", self._address, reason)
             self._failed_at = time.monotonic()
 
     def _warn_once(self, text: str) -> None:

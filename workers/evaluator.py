@@ -19,8 +19,8 @@ from namm_core.policies import Oracle, Policy
 from workers import models
 from workers.config import EvaluatorConfig
 from workers.prompts import PromptStore, content_key
-from workers.tasks.prompt import Prompt, tokenise
 from workers.tasks.metrics import score
+from workers.tasks.prompt import Prompt, tokenise
 from workers.tasks.source import load_tasks
 from workers.unit import PolicySpec, SampleRef, SampleResult, Unit
 
@@ -102,12 +102,14 @@ class Evaluator:
         with MemoryCache(self.model, policy) as cache, torch.inference_mode():
             ids = torch.from_numpy(prompt.ids).long()[None].to(self.model.device)
             self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            heads = [
-                head.cpu() for layer in range(len(cache.layers)) for head in cache.kept_positions(layer)[0]
-            ]
+            heads = [head.cpu() for layer in range(len(cache.layers)) for head in cache.kept_positions(layer)[0]]
         for head in heads:
             held[head.numpy()] += 1 / len(heads)
-        return [self.tokenizer.decode([token]) for token in prompt.ids.tolist()], held, prompt.relevant.tolist()
+        return (
+            [self.tokenizer.decode([token]) for token in prompt.ids.tolist()],
+            held,
+            prompt.relevant.tolist(),
+        )
 
     def prompt(self, ref: SampleRef) -> Prompt:
         """The sample's token ids, from this process, from Redis, or made anew."""
@@ -117,9 +119,7 @@ class Evaluator:
         key = content_key(
             "prompt", version=2, tokenizer=self._tokenizer_digest, tasks=self._tasks_digest, sample=list(ref)
         )
-        packed = self.prompts.get_or_make(
-            key, lambda: tokenise(self.tasks.sample(*ref), self.tokenizer).pack()
-        )
+        packed = self.prompts.get_or_make(key, lambda: tokenise(self.tasks.sample(*ref), self.tokenizer).pack())
         prompt = self._recent[ref] = Prompt.unpack(packed)
         if len(self._recent) > 4096:
             self._recent.popitem(last=False)
@@ -138,9 +138,7 @@ class Evaluator:
             return None
         if name == "oracle":
             return Oracle([torch.from_numpy(p.relevant).long() for p in prompts], interval)
-        return named_policy(name)(
-            budget=_budgets(specs[0].budget, prompts, interval), update_interval=interval
-        )
+        return named_policy(name)(budget=_budgets(specs[0].budget, prompts, interval), update_interval=interval)
 
 
 def named_policy(name: str) -> type:

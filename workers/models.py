@@ -19,11 +19,7 @@ def check(config: ModelConfig) -> None:
     """Raises ValueError, one line, when the model cannot be there; reads no weights of a Hub model."""
     folder = Path(config.path)
     if not folder.is_dir():
-        if (
-            config.path.count("/") == 1
-            and not config.path.startswith((".", "/"))
-            and not folder.parent.is_dir()
-        ):
+        if config.path.count("/") == 1 and not config.path.startswith((".", "/")) and not folder.parent.is_dir():
             return  # owner/name: the Hub will tell
         raise ValueError(f"model folder {config.path} does not exist; `make model` trains the small one")
     if not (folder / "config.json").is_file():
@@ -69,9 +65,7 @@ def load(config: ModelConfig) -> tuple[PreTrainedModel, Tokenizer]:
         settings = AutoConfig.from_pretrained(config.path)
         if config.ntk_alpha != 1.0:
             stretch(settings, config.ntk_alpha)
-        model = AutoModelForCausalLM.from_pretrained(
-            config.path, config=settings, dtype=getattr(torch, config.dtype)
-        )
+        model = AutoModelForCausalLM.from_pretrained(config.path, config=settings, dtype=getattr(torch, config.dtype))
         tokenizer = AutoTokenizer.from_pretrained(config.path)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]

@@ -40,9 +40,7 @@ SPECIAL = ("<unk>", "<pad>", "<eos>")
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A unigram tokenizer whose pieces are the recall words, and bytes for the rest: no text is lost."""
     pieces = [(piece, -2.0) for piece in words.vocabulary()]
-    vocabulary = (
-        [(token, -20.0) for token in SPECIAL] + pieces + [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
-    )
+    vocabulary = [(token, -20.0) for token in SPECIAL] + pieces + [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     # A "<" stands alone, so that a text which spells a byte token ("<0x41>") is not read as that byte.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -132,9 +130,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
         batch = torch.tensor([[ids[piece] for piece in pieces] for pieces, _ in documents])
         answer = torch.tensor([flags for _, flags in documents])[:, 1:]
         logits = model(batch[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none"
-        )
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
         weight = torch.where(answer.flatten(), 1.0, 0.02)
         total = (loss * weight).sum() / weight.sum()
         optimiser.zero_grad()
@@ -213,19 +209,13 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m workers.pretrain", description="Train the small recall model."
-    )
+    parser = argparse.ArgumentParser(prog="python -m workers.pretrain", description="Train the small recall model.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--steps", type=int, default=2300, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the documents")
-    parser.add_argument(
-        "--measure", action="store_true", help="measure the model in --out instead of training"
-    )
+    parser.add_argument("--measure", action="store_true", help="measure the model in --out instead of training")
     parser.add_argument("--tokens", type=int, nargs="+", default=[120, 1032, 2056], help="lengths to measure")
-    parser.add_argument(
-        "--alpha", type=float, nargs="+", default=[1, 16, 32, 64], help="NTK alphas to measure"
-    )
+    parser.add_argument("--alpha", type=float, nargs="+", default=[1, 16, 32, 64], help="NTK alphas to measure")
     parser.add_argument("--samples", type=int, default=100, help="samples per kind to measure")
     chosen = parser.parse_args(arguments)
     if chosen.measure:

@@ -25,9 +25,7 @@ _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
 _DIGEST = 16  # bytes
 
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
-_SECRET_OPTION = re.compile(
-    r"([?&][^=&\s]*(?:password|passwd|pwd|token|secret|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE
-)
+_SECRET_OPTION = re.compile(r"([?&][^=&\s]*(?:password|passwd|pwd|token|secret|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 
 
 def masked_url(text: str) -> str:

@@ -81,8 +81,6 @@ def top(scores: Tensor, view: View, budget: Tensor | int) -> Tensor:
     newest = view.positions == view.newest[:, None, None]
     scores = scores.masked_fill(newest, torch.inf).masked_fill(~valid, -torch.inf)
     order = scores.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(order.shape[-1]).to(order).expand_as(order)
-    )
+    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).to(order).expand_as(order))
     limit = budget if isinstance(budget, int) else budget.to(rank.device)[view.row][:, None, None]
     return (rank < limit) & valid

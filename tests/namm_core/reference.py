@@ -146,9 +146,7 @@ def select(scores: list[np.ndarray], newest: list[int], selection: str) -> tuple
     last = [s[best[most - 1]] for s, best in zip(forced, order, strict=True)]
     first_out = [s[best[most]] if most < len(s) else -np.inf for s, best in zip(forced, order, strict=True)]
     gap = min(kept - lost for kept, lost in zip(last, first_out, strict=True))
-    return keep, min(
-        max(last), -max(first_out), gap / 2
-    )  # M falls, M rises, another token is among the best M
+    return keep, min(max(last), -max(first_out), gap / 2)  # M falls, M rises, another token is among the best M
 
 
 # --- one layer's memory of one sample

@@ -62,9 +62,7 @@ class Outcome:
 
 
 @torch.no_grad()
-def run(
-    model: LlamaForCausalLM, tokens: torch.Tensor, interval: int, make_memory: Callable[[], Reference]
-) -> Outcome:
+def run(model: LlamaForCausalLM, tokens: torch.Tensor, interval: int, make_memory: Callable[[], Reference]) -> Outcome:
     """The whole text `tokens` (T,) under one memory a layer, updated each `interval` tokens."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)

@@ -143,11 +143,7 @@ def test_answers_are_those_of_generate(model):
         with MemoryCache(model, Namm(config, theta)) as cache, torch.no_grad():
             first = model(prompt[None], past_key_values=cache).logits[:, -1]
             kept = cache.kept_counts().double().mean((1, 2)) / len(prompt)
-            rest = (
-                model(reference[None, :-1], past_key_values=cache).logits[0]
-                if len(reference) > 1
-                else first[:0]
-            )
+            rest = model(reference[None, :-1], past_key_values=cache).logits[0] if len(reference) > 1 else first[:0]
         expected = torch.cat([first, rest]).log_softmax(-1).gather(-1, reference[:, None]).mean()
         assert got.logprob == pytest.approx(float(expected), abs=1e-4)
         assert got.kept == pytest.approx(kept.tolist())

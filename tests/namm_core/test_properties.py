@@ -52,9 +52,7 @@ class Scenario:
         theta = self.theta[0] if self.shared_theta else self.theta if row is None else self.theta[row]
         namm = Namm(NammConfig(update_interval=self.new, selection=self.selection), theta)
         if self.statistics:
-            namm.statistics = FeatureStatistics(
-                self.statistics.mean, self.statistics.var, self.statistics.count
-            )
+            namm.statistics = FeatureStatistics(self.statistics.mean, self.statistics.var, self.statistics.count)
         return namm
 
     def reference(self, row) -> Reference:
@@ -185,9 +183,7 @@ def test_a_row_of_a_batch_equals_the_row_alone(scenario):
             states[r] = single.state
             scores = [single.scores[0, h, torch.tensor(where[0][h])] for h in range(scenario.heads)]
             allowed = tolerance_of([s.numpy() for s in scores])
-            _, margin = select(
-                [s.double().numpy() for s in scores], [-1] * scenario.heads, scenario.selection
-            )
+            _, margin = select([s.double().numpy() for s in scores], [-1] * scenario.heads, scenario.selection)
             if margin <= 2 * allowed:
                 return
             held.append([])
@@ -283,9 +279,5 @@ def test_streaming_in_any_pieces_equals_the_whole(rows, calls, seed):
                 assert not state["average"][r].any()
                 continue
             for h in range(heads):
-                expected = np.stack(
-                    [moving_average(spectrogram(signal[h, :, k])) for k in range(keys)], axis=1
-                )
-                assert_close(
-                    state["average"][r, h], expected, 1e-5, f"row {r} after {signal.shape[1]} queries"
-                )
+                expected = np.stack([moving_average(spectrogram(signal[h, :, k])) for k in range(keys)], axis=1)
+                assert_close(state["average"][r, h], expected, 1e-5, f"row {r} after {signal.shape[1]} queries")

@@ -17,9 +17,7 @@ def assert_close(actual, expected, tolerance, what):
 
 def compare(step, recorded, row, head, tolerance):
     """One head's step of the oracle against one recorded update."""
-    assert_close(
-        step.magnitudes[:, recorded.magnitude_columns], recorded.magnitudes[row, head], 2e-5, "magnitudes"
-    )
+    assert_close(step.magnitudes[:, recorded.magnitude_columns], recorded.magnitudes[row, head], 2e-5, "magnitudes")
     assert_close(step.average, recorded.average[row, head], 5e-6, "averages")
     assert_close(step.age, recorded.age[row, head], 1e-6, "age")
     assert_close(step.features, recorded.features[row, head], tolerance, "features")

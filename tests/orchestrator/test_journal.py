@@ -21,7 +21,11 @@ def ref(index: int) -> SampleRef:
 
 def test_what_was_put_is_there_when_opened_again(tmp_path):
     journal = Journal(tmp_path, "job")
-    assert journal.put([("a", result(0)), ("a", result(1)), ("b", result(0))]) == [result(0), result(1), result(0)]
+    assert journal.put([("a", result(0)), ("a", result(1)), ("b", result(0))]) == [
+        result(0),
+        result(1),
+        result(0),
+    ]
     journal.close()
     again = Journal(tmp_path, "job")
     assert len(again) == 3

@@ -106,10 +106,7 @@ def test_trained_and_heldout_kinds_are_reported_apart():
     namm = result["policies"]["namm"]
     assert (namm["mean_trained"], namm["mean_heldout_kinds"]) == pytest.approx((0.5, 1.0))
     assert "a†" in markdown(result) and "b†" not in markdown(result)
-    assert (
-        summarise(two_tasks(), extra | {"heldout_tasks": []})["policies"]["namm"]["mean_heldout_kinds"]
-        is None
-    )
+    assert summarise(two_tasks(), extra | {"heldout_tasks": []})["policies"]["namm"]["mean_heldout_kinds"] is None
 
 
 def test_one_sample_still_gives_strict_json_and_tables():

@@ -99,9 +99,7 @@ def test_the_server_outlives_an_exception_no_longer_than_its_block():
     ],
 )
 def test_the_server_dies_with_an_owner_that_is_killed_and_not_by_ctrl_c(dies_by):
-    owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, dies_by], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, dies_by], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         url = owner.stdout.readline().strip()
         pid = redis.Redis.from_url(url).info("server")["process_id"]

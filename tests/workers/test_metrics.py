@@ -51,9 +51,7 @@ def test_best_over_recorded_references(recorded):
     tasks = recorded["task_level"]
     for name in ("narrativeqa/plain", "narrativeqa/multiline"):
         task = tasks[name]
-        ours = [
-            score("qa_f1_score", *pair) for pair in zip(task["predictions"], task["references"], strict=True)
-        ]
+        ours = [score("qa_f1_score", *pair) for pair in zip(task["predictions"], task["references"], strict=True)]
         assert ours == pytest.approx(task["per_sample"], abs=1e-6)
 
 

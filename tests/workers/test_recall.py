@@ -72,9 +72,7 @@ def test_the_topic_is_what_most_topic_words_are_about():
     for index in range(20):
         sample = tasks.sample("topic", "train", index)
         found = [sample.prompt[start:end].strip() for start, end in sample.relevant]
-        counts = {
-            name: sum(word in found for word in found if word in rows) for name, rows in words.TOPICS.items()
-        }
+        counts = {name: sum(word in found for word in found if word in rows) for name, rows in words.TOPICS.items()}
         assert max(counts, key=counts.get) == sample.answers[0]
         assert sorted(counts.values())[-2] < counts[sample.answers[0]]
 
@@ -116,9 +114,7 @@ def test_any_text_survives_the_tokenizer(text, tokenizer):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-@pytest.mark.parametrize(
-    "text", ["<0x41>", "▁a ▁", "  two  spaces ", "Straße 東京 🙂\n\n\t.", " Anna:Paris", "<unk>"]
-)
+@pytest.mark.parametrize("text", ["<0x41>", "▁a ▁", "  two  spaces ", "Straße 東京 🙂\n\n\t.", " Anna:Paris", "<unk>"])
 def test_awkward_text_survives_the_tokenizer(text, tokenizer):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
@@ -127,14 +123,10 @@ def test_the_command_builds_the_shipped_tokenizer(tokenizer):
     assert pretrain.build_tokenizer().get_vocab() == tokenizer.get_vocab()
 
 
-HARD = pytest.mark.xfail(
-    strict=True, reason="two hops are learnt in part: 0.79 at 120 tokens (models/recall-small)"
-)
+HARD = pytest.mark.xfail(strict=True, reason="two hops are learnt in part: 0.79 at 120 tokens (models/recall-small)")
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=HARD) if kind == "journey" else kind for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=HARD) if kind == "journey" else kind for kind in KINDS])
 def test_the_shipped_model_solves_short_prompts(kind, tokenizer, model):
     tasks = RecallTasks(RecallConfig(tokens=120, facts=4, topic_words=8, kinds=(kind,)))
     right = 0

@@ -25,9 +25,7 @@ CHINESE_PUNCTUATION = (
 )
 
 
-def score(
-    metric: str, prediction: str, references: Sequence[str], all_classes: Sequence[str] | None = None
-) -> float:
+def score(metric: str, prediction: str, references: Sequence[str], all_classes: Sequence[str] | None = None) -> float:
     """Score of `prediction`, 0 to 1: the best over `references` by the metric of that name in `METRICS`.
 
     `all_classes`: the names of all classes; `classification_score` needs them.

@@ -124,18 +124,14 @@ def where(name: str, city: str, block: int) -> Question:
 
 def residence(rng: random.Random, config: RecallConfig) -> Draft:
     """Key-value recall: "Where is Anna?" among persons with one city each."""
-    pairs = list(
-        zip(draw(rng, words.NAMES, config.facts), draw(rng, words.CITIES, config.facts), strict=True)
-    )
+    pairs = list(zip(draw(rng, words.NAMES, config.facts), draw(rng, words.CITIES, config.facts), strict=True))
     blocks = tuple(fact(words.residence(*pair)) for pair in pairs)
     return Draft(blocks, tuple(where(name, city, i) for i, (name, city) in enumerate(pairs)))
 
 
 def resident(rng: random.Random, config: RecallConfig) -> Draft:
     """Reverse recall: "Who is in Paris?" among persons with one city each."""
-    pairs = list(
-        zip(draw(rng, words.NAMES, config.facts), draw(rng, words.CITIES, config.facts), strict=True)
-    )
+    pairs = list(zip(draw(rng, words.NAMES, config.facts), draw(rng, words.CITIES, config.facts), strict=True))
     blocks = tuple(fact(words.residence(*pair)) for pair in pairs)
     questions = (
         Question(("\nWho", " is", " in", words.asked(city)), (" " + name,), (i,))
@@ -196,9 +192,7 @@ def topic(rng: random.Random, config: RecallConfig) -> Draft:
         most += 1
     rows = [main] * most + [others[i % 3] for i in range(config.topic_words - most)]
     blocks = tuple(about(rng, choose(rng, words.TOPICS[name])) for name in draw(rng, tuple(rows), len(rows)))
-    question = Question(
-        ("\nWhat", " is", " the", words.asked("topic")), (" " + main,), tuple(range(len(rows)))
-    )
+    question = Question(("\nWhat", " is", " the", words.asked("topic")), (" " + main,), tuple(range(len(rows))))
     return Draft(blocks, (question,))
 
 
@@ -222,9 +216,7 @@ def compose(rng: random.Random, drafts: list[Draft], tokens: int) -> Page:
     """
     room = tokens - 1 - sum(len(block.pieces) for draft in drafts for block in draft.blocks)
     if room < 0 or 0 < room < SHORTEST:
-        raise ValueError(
-            f"{tokens} tokens cannot hold this task's facts: raise tokens or lower its densities"
-        )
+        raise ValueError(f"{tokens} tokens cannot hold this task's facts: raise tokens or lower its densities")
     lengths = []
     while room > LONGEST + SHORTEST:
         lengths.append(SHORTEST + int(rng.random() * (LONGEST - SHORTEST + 1)))
@@ -273,9 +265,7 @@ class RecallTasks:
         whatever the seeds. Raises ValueError for an unknown task or split, or where the facts leave no room.
         """
         if task not in KINDS or split not in SPLITS:
-            raise ValueError(
-                f"unknown recall task or split {task!r}, {split!r}: {list(KINDS)}, {list(SPLITS)}"
-            )
+            raise ValueError(f"unknown recall task or split {task!r}, {split!r}: {list(KINDS)}, {list(SPLITS)}")
         seed = hashlib.sha256(f"{self.config.seed}/{task}/{split}/{index}".encode()).digest()
         rng = random.Random(int.from_bytes(seed, "big"))
         while True:

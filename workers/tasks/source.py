@@ -23,9 +23,7 @@ def load_tasks(config: dict[str, Any]) -> TaskSet:
     if source not in names or _defined(source, "Tasks") is None:
         known = [name for name in names if _defined(name, "Tasks") is not None]
         near = difflib.get_close_matches(str(source), known, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"tasks.source: unknown {source!r}; did you mean {near!r}? Known: {', '.join(known)}"
-        )
+        raise ValueError(f"tasks.source: unknown {source!r}; did you mean {near!r}? Known: {', '.join(known)}")
     return _defined(source, "Tasks")(from_mapping(_defined(source, "Config"), options, "tasks"))
 
 

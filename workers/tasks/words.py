@@ -30,8 +30,7 @@ VERBS = tuple(
     "paused wandered".split()
 )
 ADJECTIVES = tuple(
-    "old young quiet happy small tall kind tired brave gentle clever busy proud lonely patient "
-    "friendly".split()
+    "old young quiet happy small tall kind tired brave gentle clever busy proud lonely patient friendly".split()
 )
 ADVERBS = tuple("quietly slowly again often today alone early calmly".split())
 PREPOSITIONS = tuple("near behind beyond beside above around".split())
