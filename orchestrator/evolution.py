@@ -134,12 +134,13 @@ def training_samples(spec: JobSpec, generation: int) -> list[SampleRef]:
 
 
 def fitness_of(results: list[SampleResult], spec: JobSpec) -> float:
-    """Mean over tasks of the mean over samples, less the weighted kept fraction; NaN when nothing is there."""
+    """Mean over tasks of the mean over samples, less the price of what is kept; NaN when nothing is there."""
     tasks = [[r for r in results if r.task == task] for task in spec.train]
     if not all(tasks):
         return float("nan")
     value = float(np.mean([np.mean([_measured(r, spec.fitness.measure) for r in rows]) for rows in tasks]))
-    return value - spec.fitness.kept_weight * float(np.mean([_mean(rows, "kept") for rows in tasks]))
+    kept = float(np.mean([_mean(rows, "kept") for rows in tasks]))
+    return value - spec.fitness.kept_weight * max(kept - spec.fitness.kept_free, 0.0)
 
 
 def _measured(result: SampleResult, measure: str) -> float:

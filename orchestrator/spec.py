@@ -37,7 +37,9 @@ class FitnessSpec:
     """Task score; mean log-probability of the reference answer; or its exponential, which a few hopeless samples
     do not dominate."""
     kept_weight: float = 0.0
-    """Subtracted from the fitness: this times the kept fraction."""
+    """Subtracted from the fitness: this times the kept fraction beyond `kept_free`."""
+    kept_free: float = 0.0
+    """Kept fraction that costs nothing."""
     samples: int = 6
     """Samples of each task in a generation, the same ones for all candidates."""
     statistics_samples: int = 8
