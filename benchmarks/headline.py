@@ -116,7 +116,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=602, help="held-out samples of each seed")
-    parser.add_argument("--sweep-samples", type=int, default=40, help="validation samples of each kind and alpha")
+    parser.add_argument("--sweep-samples", type=int, default=80, help="validation samples of each kind and alpha")
     parser.add_argument("--resume", action="store_true", help="go on with seeds that were interrupted")
     options = parser.parse_args()
     started = time.monotonic()

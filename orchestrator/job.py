@@ -113,11 +113,7 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
     )
     _write_json(folder / "result.json", result)
     draw(folder, history, dispatcher, outcome.best, samples)
-    for path in sorted(folder.glob("*.png")) + [
-        folder / "result.json",
-        folder / "samples.jsonl",
-        folder / "job.yaml",
-    ]:
+    for path in [*sorted(folder.glob("*.png")), folder / "result.json", folder / "samples.jsonl"]:
         tracker.artifact(path)
     tracker.artifact(folder / "namm", "namm")
     tracker.metrics_final(_final_metrics(result))

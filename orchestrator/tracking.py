@@ -4,22 +4,19 @@ Nothing here makes the search wait: what is told goes into a queue, and a thread
 server is back. Knows nothing of what the numbers mean, and never sends a password.
 """
 
-import dataclasses
 import json
 import logging
 import math
 import os
 import re
 import subprocess
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
-from orchestrator.services import check_mlflow, root_cause, sqlite_file
+from orchestrator.secrets import without_secrets
+from orchestrator.sender import Sender, first_line
+from orchestrator.services import check_mlflow, sqlite_file
 from workers.prompts import masked_url
 
 # Read by MLflow when it is imported or at each request. Retries are ours; its own would block for minutes.
@@ -34,11 +31,9 @@ for _name, _value in {
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor  # noqa: E402
-from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor  # noqa: E402
-from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor  # noqa: E402
-from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+
+from orchestrator.system_metrics import SystemMetrics  # noqa: E402
 
 logger = logging.getLogger(__name__)
 for _noisy, _level in {"mlflow.store.db.utils": logging.CRITICAL, "alembic": logging.WARNING}.items():
@@ -61,10 +56,6 @@ _REFUSALS = {
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 }
-_SECRET_WORDS = re.compile(
-    r"(^|_)(password|passwd|passphrase|pwd|secrets?|credentials?|(api|access|private)_?key)(_|$)"
-    r"|(^|_)(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)token$"
-)
 
 
 class Tracker:
@@ -116,15 +107,15 @@ class Tracker:
             elif history := self._client.get_metric_history(run_id, "system/cpu_utilization_percentage"):
                 first_step = 1 + max(point.step for point in history)
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-            raise ValueError(f"MLflow at {masked_url(uri)} cannot be used: {_line(error)}") from None
+            raise ValueError(f"MLflow at {masked_url(uri)} cannot be used: {first_line(error)}") from None
         self.run_id = run.info.run_id
         self.experiment_id = run.info.experiment_id
-        self._sender = _Sender(masked_url(uri))
+        self._sender = Sender(masked_url(uri), _may_pass)
         self._send_labels(flattened(params or {}), run.data.params, labels)
         past = [key for key in run.data.metrics if not key.startswith("system/")]
         if past:
             self._sender.put("the record of earlier generations", lambda: self._read_past(past))
-        self._monitor = _SystemMetrics(self._send_metrics, first_step)
+        self._monitor = SystemMetrics(self._send_metrics, first_step)
 
     def generation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records generation `step` as one batch. Returns at once; NaN and infinities are left out."""
@@ -222,145 +213,6 @@ class Tracker:
             self._client.log_batch(self.run_id, metrics=batch)
 
 
-class _Sender:
-    """Sends messages in order from a thread of its own; keeps them while the store is lost."""
-
-    SLOWEST_RETRY = 15.0  # seconds
-
-    def __init__(self, address: str):
-        self._address = address
-        self._queue: deque[tuple[str, Callable[[], None]]] = deque()
-        self._changed = threading.Condition()
-        self._failed_at: float | None = None
-        self._stopped = self._hurry = False
-        self._warned: set[str] = set()
-        self._thread = threading.Thread(target=self._work, name="mlflow-sender", daemon=True)
-        self._thread.start()
-
-    @property
-    def pending(self) -> int:
-        return len(self._queue)
-
-    def put(self, what: str, call: Callable[[], None]) -> None:
-        with self._changed:
-            self._queue.append((what, call))
-            self._changed.notify_all()
-
-    def drain(self, patience: float) -> bool:
-        start = time.monotonic()
-        with self._changed:
-            self._hurry = True
-            self._changed.notify_all()
-            while self._queue:
-                # A request in flight ends by MLflow's own timeout; only failures count against the patience.
-                if self._failed_at is not None and time.monotonic() > max(start, self._failed_at) + patience:
-                    break
-                self._changed.wait(0.1)
-            self._hurry = False
-            return not self._queue
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-
-    def _work(self) -> None:
-        pause = 0.5
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._stopped)
-                if self._stopped:
-                    return
-                what, call = self._queue[0]
-            try:
-                call()
-            except Exception as error:  # whatever MLflow raises, the search goes on
-                if _may_pass(error):
-                    self._lost(error)
-                    with self._changed:
-                        self._changed.wait_for(lambda: self._stopped or self._hurry, timeout=pause)
-                        if self._hurry and not self._stopped:
-                            self._changed.wait(0.5)
-                    pause = min(2 * pause, self.SLOWEST_RETRY)
-                    continue
-                self._warn_once(f"MLflow did not take the {what}: {_line(error)}")
-            pause = 0.5
-            with self._changed:
-                if self._failed_at is not None:
-                    logger.warning("MLflow at %s is back; sending %d messages", self._address, len(self._queue))
-                self._failed_at = None
-                self._queue.popleft()
-                self._changed.notify_all()
-
-    def _lost(self, error: Exception) -> None:
-        if self._failed_at is None:
-            reason = root_cause(error)
-            logger.warning("MLflow at %s is lost (%s); metrics are kept and sent later", self._address, reason)
-            self._failed_at = time.monotonic()
-
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            logger.warning("%s", text)
-
-
-class _SystemMetrics:
-    """Samples this machine through MLflow's own monitors, under the names that its UI knows.
-
-    MLflow's sampling thread would do, but it ends for good at the first request that fails.
-    """
-
-    def __init__(self, send: Callable[[Mapping[str, float], int], None], first_step: int):
-        self._send, self._step = send, first_step
-        self._interval = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or 10)  # seconds
-        self._monitors = []
-        for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
-            try:
-                self._monitors.append(kind())
-            except Exception as error:  # no GPU, or a sandbox that hides the counters
-                logger.debug("no %s: %s", kind.__name__, error)
-        psutil.cpu_percent()  # the first call has no interval to measure
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="system-metrics", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
-
-    def _sample(self) -> None:
-        last = False
-        while not last:
-            last = self._stop.wait(self._interval)
-            metrics = {}
-            for monitor in self._monitors:
-                try:
-                    monitor.collect_metrics()
-                    metrics.update(monitor.aggregate_metrics())
-                    monitor.clear_metrics()
-                except Exception as error:
-                    logger.debug("%s: %s", type(monitor).__name__, error)
-            self._send({f"system/{name}": value for name, value in metrics.items()}, self._step)
-            self._step += 1
-
-
-def without_secrets(value, name: str = ""):
-    """`value` (nested mappings and sequences) with what only its owner should know replaced by ***.
-
-    Secret is what stands under a name like password, token or api_key, and the credentials in a URL.
-    """
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).lower()
-    if value not in (None, "") and not isinstance(value, bool) and _SECRET_WORDS.search(snake):
-        return "***"
-    if dataclasses.is_dataclass(value):
-        value = dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return {key: without_secrets(item, str(key)) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_secrets(item, name) for item in value]
-    return masked_url(str(value)) if isinstance(value, (str, Path)) else value
-
-
 def flattened(params: Mapping) -> dict[str, str]:
     """Nested `params` as {"a.b": text}, secrets masked; sequences as JSON."""
     flat: dict[str, str] = {}
@@ -426,10 +278,6 @@ def _name(key: str) -> str:
     """`key` as MLflow accepts names: word characters, dots, dashes, spaces, colons; slashes make groups."""
     parts = re.sub(r"[^\w/.\- :]", "_", key).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:_KEY_LENGTH] or "_"
-
-
-def _line(error: Exception) -> str:
-    return masked_url(str(error).partition("\n")[0])[:300] or type(error).__name__
 
 
 def _now() -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging
 
 from workers.config import ModelConfig
 
@@ -61,6 +62,7 @@ def stretch(config: PreTrainedConfig, alpha: float) -> None:
 def load(config: ModelConfig) -> tuple[PreTrainedModel, Tokenizer]:
     """The model, in evaluation mode on its device, and its tokenizer. Raises ValueError when it cannot be loaded."""
     check(config)
+    logging.disable_progress_bar()
     try:
         settings = AutoConfig.from_pretrained(config.path)
         if config.ntk_alpha != 1.0:

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.secrets import without_secrets
 from orchestrator.services import UI_ENVIRONMENT, check_mlflow, default_store, ui_command
-from orchestrator.tracking import Tracker, flattened, git_tags, without_secrets
+from orchestrator.tracking import Tracker, flattened, git_tags
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS_AT_MOST = 5.0  # seconds, of one generation
