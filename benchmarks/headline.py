@@ -123,7 +123,10 @@ def main() -> int:
     job = spec.read(CONFIG)
     folder = Path("runs/headline")
     folder.mkdir(parents=True, exist_ok=True)
-    rows = sweep(job, options.sweep_samples)
+    known = folder / "sweep.json"
+    if not (options.resume and known.exists()):
+        known.write_text(json.dumps(sweep(job, options.sweep_samples)))
+    rows = json.loads(known.read_text())
     best = max(rows, key=lambda row: row["full"])
     if best["alpha"] != job.model.ntk_alpha:
         print(f"note: the full cache is best at alpha {best['alpha']:.0f}; {CONFIG} says {job.model.ntk_alpha:.0f}")
@@ -132,7 +135,7 @@ def main() -> int:
         run = Path("runs") / f"headline-seed{seed}"
         changes = [f"name={run.name}", f"seed={seed}", f"evaluation.samples={options.samples}"]
         command = [sys.executable, "-m", "orchestrator.cli", "evolve", CONFIG, *changes]
-        if not (run / "result.json").exists() or not options.resume:
+        if not (options.resume and (run / "result.json").exists()):
             subprocess.run(command + ["--resume"] * options.resume, check=True)
         runs.append(run)
         results.append(json.loads((run / "result.json").read_text()))

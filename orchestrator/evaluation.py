@@ -25,6 +25,39 @@ def held_out_samples(kinds: tuple[str, ...], total: int) -> list[SampleRef]:
     ]
 
 
+def fit_size(
+    evaluate: Evaluate, namm: PolicySpec, samples: list[SampleRef], kept_at_most: float, halvings: int = 4
+) -> tuple[PolicySpec, dict[str, float]]:
+    """Shifts the threshold of a NAMM (its b3, the last number of theta) until it keeps `kept_at_most` of `samples`.
+
+    One shift for all layers, heads and samples, found by bisection on samples that are not held out; a NAMM that is
+    small enough stays as it is. Returns the NAMM, and what was found: shift, kept fraction and score.
+    """
+
+    def shifted(shift: float) -> tuple[PolicySpec, dict[str, float]]:
+        theta = namm.theta.copy()
+        theta[-1] -= shift
+        spec = dataclasses.replace(namm, theta=theta)
+        results = [r for r in evaluate([spec], samples)[0] if r is not None]
+        kept, score = (float(np.mean([getattr(r, name) for r in results])) for name in ("kept", "score"))
+        return spec, {"shift": shift, "kept": kept, "score": score}
+
+    small = shifted(0.0)
+    if small[1]["kept"] <= kept_at_most:
+        return small
+    low, high = 0.0, 0.02
+    while (small := shifted(high))[1]["kept"] > kept_at_most:
+        low, high = high, 2 * high
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        tried = shifted(middle)
+        if tried[1]["kept"] <= kept_at_most:
+            small, high = tried, middle
+        else:
+            low = middle
+    return small
+
+
 def compare(
     evaluate: Evaluate,
     namm: PolicySpec,

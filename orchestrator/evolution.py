@@ -67,7 +67,7 @@ def evolve(
     start[-1] = spec.start.bias
     search = Search(replace(spec.search, seed=spec.search.seed + spec.seed), start)
     full = PolicySpec("full")
-    validation = [SampleRef(task, "validation", i) for task in spec.train for i in range(spec.validation.samples)]
+    validation = validation_samples(spec)
     outcome = Outcome(best=namm(search.mean), best_generation=0, last=namm(search.mean))
     best, means = -np.inf, []
     for generation in range(spec.generations):
@@ -131,6 +131,11 @@ def training_samples(spec: JobSpec, generation: int) -> list[SampleRef]:
     """A generation's samples, the same for all its candidates and never seen before in the run."""
     first = STATISTICS_SAMPLES + (spec.seed * 100_000 + generation) * spec.fitness.samples
     return [SampleRef(task, "train", first + i) for task in spec.train for i in range(spec.fitness.samples)]
+
+
+def validation_samples(spec: JobSpec) -> list[SampleRef]:
+    """The fixed samples by which the vector to deploy is chosen."""
+    return [SampleRef(task, "validation", i) for task in spec.train for i in range(spec.validation.samples)]
 
 
 def fitness_of(results: list[SampleResult], spec: JobSpec) -> float:

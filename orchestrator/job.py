@@ -19,7 +19,7 @@ import namm_core
 import workers
 from orchestrator import evaluation, pictures, report, services, spec
 from orchestrator.display import Display
-from orchestrator.evolution import Outcome, evolve
+from orchestrator.evolution import Outcome, evolve, validation_samples
 from orchestrator.journal import Journal
 from orchestrator.spec import JobSpec
 from workers.config import EvaluatorConfig
@@ -89,11 +89,11 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
     display.start(job, dispatcher.count)
     outcome = evolve(job, dispatcher.evaluate, statistics, bam.num_parameters(job.memory), told, display.progress)
     search_seconds = time.monotonic() - started
-    _export(outcome.best, job, folder / "namm")
+    validation = validation_samples(job)
+    best, fit = evaluation.fit_size(dispatcher.evaluate, outcome.best, validation, job.evaluation.kept_at_most)
+    _export(best, job, folder / "namm")
     samples = evaluation.held_out_samples(job.kinds, job.evaluation.samples)
-    records = evaluation.compare(
-        dispatcher.evaluate, outcome.best, job.evaluation.policies, samples, display.comparison
-    )
+    records = evaluation.compare(dispatcher.evaluate, best, job.evaluation.policies, samples, display.comparison)
     _write_lines(folder / "samples.jsonl", records)
     result = report.summarise(
         records,
@@ -107,12 +107,13 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
             "trained_tasks": list(job.train),
             "heldout_tasks": list(job.heldout),
             "validation": _validation(outcome),
+            "threshold": fit,
             "search_seconds": search_seconds,
             "seconds": time.monotonic() - started,
         },
     )
     _write_json(folder / "result.json", result)
-    draw(folder, history, dispatcher, outcome.best, samples)
+    draw(folder, history, dispatcher, best, samples)
     for path in [*sorted(folder.glob("*.png")), folder / "result.json", folder / "samples.jsonl"]:
         tracker.artifact(path)
     tracker.artifact(folder / "namm", "namm")

@@ -62,6 +62,8 @@ class HeldOutSpec:
 
     samples: int = 600
     """Held-out samples, over all kinds."""
+    kept_at_most: float = 1.0
+    """Largest kept fraction of the memory on validation samples; a larger one is shifted to it before the table."""
     policies: tuple[str, ...] = ("full", "namm", "oracle", "h2o", "l2", "streaming", "random")
     """Rows of the table."""
 

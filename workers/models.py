@@ -17,12 +17,17 @@ from workers.config import ModelConfig
 
 
 def check(config: ModelConfig) -> None:
-    """Raises ValueError, one line, when the model cannot be there; reads no weights of a Hub model."""
+    """Raises ValueError, one line, when the model cannot be there; fetches no weights."""
     folder = Path(config.path)
     if not folder.is_dir():
-        if config.path.count("/") == 1 and not config.path.startswith((".", "/")) and not folder.parent.is_dir():
-            return  # owner/name: the Hub will tell
-        raise ValueError(f"model folder {config.path} does not exist; `make model` trains the small one")
+        reason = "`make model` trains the small one"
+        if config.path.count("/") == 1 and not config.path.startswith((".", "/")):  # owner/name: perhaps on the Hub
+            try:
+                AutoConfig.from_pretrained(config.path)
+                return
+            except (OSError, ValueError) as error:
+                reason = f"and the Hub has none of this name to be had: {str(error).splitlines()[0]}"
+        raise ValueError(f"model folder {config.path} does not exist; {reason}")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{config.path} is no model folder: config.json is missing")
     if config.sha256 is not None and weights_digest(config.path) != config.sha256:
