@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,7 @@ class FeatureStatistics:
     """Tokens pooled."""
 
     def __post_init__(self) -> None:
-        self.mean = torch.as_tensor(self.mean).clone().float()
-        self.var = torch.as_tensor(self.var).clone().float()
+        self.mean, self.var = _vector(self.mean), _vector(self.var)
         count = torch.as_tensor(self.count, dtype=torch.float64)
         self.count = float(count.flatten()[0])
         if self.mean.shape != self.var.shape or self.mean.ndim != 1:
@@ -50,3 +50,8 @@ class FeatureStatistics:
         """(averages - mean) / max(sqrt(var), 1e-7); averages: (..., frequencies)."""
         mean, var = self.mean.to(averages.device), self.var.to(averages.device)
         return (averages - mean) / var.sqrt().clamp(min=1e-7)
+
+
+def _vector(values: Tensor | np.ndarray | list[float]) -> Tensor:
+    """A float32 tensor of its own memory."""
+    return values.clone().float() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, np.float32))

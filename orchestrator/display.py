@@ -77,6 +77,10 @@ class Display:
         if record["generation"] == self._total:
             self.stop()
 
+    def fitting(self) -> None:
+        """The memory is being brought to its size."""
+        self.console.print("[dim]bringing the memory to its size, on validation samples ...[/dim]")
+
     def comparison(self, policy: str, done: int, of: int) -> None:
         """Results so far of the comparison on held-out samples."""
         if not self._comparing:

@@ -90,6 +90,7 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
     outcome = evolve(job, dispatcher.evaluate, statistics, bam.num_parameters(job.memory), told, display.progress)
     search_seconds = time.monotonic() - started
     validation = validation_samples(job)
+    display.fitting()
     best, fit = evaluation.fit_size(dispatcher.evaluate, outcome.best, validation, job.evaluation.kept_at_most)
     _export(best, job, folder / "namm")
     samples = evaluation.held_out_samples(job.kinds, job.evaluation.samples)

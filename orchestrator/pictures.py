@@ -63,7 +63,7 @@ def fitness_curve(generations: Sequence[Mapping], path: str | Path) -> None:
             lw=1.8,
             marker="o",
             ms=4,
-            label="mean of the search",
+            label="mean of the search, or of recent means",
         )
         if np.isfinite(full).any():
             known = np.isfinite(full)
