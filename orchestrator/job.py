@@ -103,7 +103,7 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
             "seed": job.seed,
             "generations": job.generations,
             "best_generation": outcome.best_generation,
-            "evaluations": dispatcher.cost.evaluations,
+            "evaluations": len(dispatcher.journal),
             "quarantined": sorted(map(list, dispatcher.quarantined)),
             "trained_tasks": list(job.train),
             "heldout_tasks": list(job.heldout),

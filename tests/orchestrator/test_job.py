@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.numpy import load_file
 
-TIMES = ("seconds", "search_seconds", "evaluations", "name")
+TIMES = ("seconds", "search_seconds")
 
 
 def result_of(folder: Path) -> dict:
