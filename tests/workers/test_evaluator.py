@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from namm_core import NammConfig
+from orchestrator.services import private_redis
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.evaluator import Evaluator
 from workers.unit import PolicySpec, SampleRef, Unit
@@ -70,6 +71,24 @@ def test_the_oracle_keeps_little_and_answers(evaluator):
     results = evaluator.evaluate(Unit((PolicySpec("oracle"),), REFS))[0]
     assert np.mean([r.kept for r in results]) < 0.15
     assert np.mean([r.score for r in results]) >= 0.85
+
+
+def test_base_scores_and_prompts_are_kept_in_redis(small_model):
+    """A second worker finds both, and gets the same bits; another stretch of the model has other base scores."""
+    unit = Unit((PolicySpec("full"),), REFS[:3])
+    with private_redis() as url:
+
+        def worker(alpha: float) -> Evaluator:
+            model = ModelConfig(str(small_model), ntk_alpha=alpha)
+            return Evaluator(EvaluatorConfig(model, TASKS, NammConfig(update_interval=64), redis_url=url))
+
+        first, second, other = worker(4), worker(4), worker(1)
+        results = first.evaluate(unit)
+        assert first.prompts.misses == 4  # three prompts and one unit of base scores
+        assert second.evaluate(unit) == results
+        assert (second.prompts.hits, second.prompts.misses) == (1, 0)
+        assert other.evaluate(unit) != results
+        assert (other.prompts.hits, other.prompts.misses) == (3, 1)
 
 
 def test_kept_map_agrees_with_the_kept_fraction(evaluator, statistics):
