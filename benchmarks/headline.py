@@ -115,6 +115,7 @@ def page(job: JobSpec, rows: list[dict], results: list[dict], whole: dict, secon
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--generations", type=int, default=30)
     parser.add_argument("--samples", type=int, default=602, help="held-out samples of each seed")
     parser.add_argument("--sweep-samples", type=int, default=80, help="validation samples of each kind and alpha")
     parser.add_argument("--resume", action="store_true", help="go on with seeds that were interrupted")
@@ -133,7 +134,8 @@ def main() -> int:
     runs, results = [], []
     for seed in range(options.seeds):
         run = Path("runs") / f"headline-seed{seed}"
-        changes = [f"name={run.name}", f"seed={seed}", f"evaluation.samples={options.samples}"]
+        changes = [f"name={run.name}", f"seed={seed}", f"generations={options.generations}"]
+        changes.append(f"evaluation.samples={options.samples}")
         command = [sys.executable, "-m", "orchestrator.cli", "evolve", CONFIG, *changes]
         if not (options.resume and (run / "result.json").exists()):
             subprocess.run(command + ["--resume"] * options.resume, check=True)
