@@ -90,8 +90,8 @@ def page(job: JobSpec, rows: list[dict], results: list[dict], whole: dict, secon
     lines = [
         "# The headline, measured",
         "",
-        "`make headline` makes this page: "
-        + " ".join(pooled.__doc__.split()).lower().replace("one result", "one table"),
+        "`make headline` makes this page. Seeds share the held-out samples: in the pooled table a sample's scores are "
+        "averaged over seeds before the paired interval is taken.",
         "",
         "## The base at its best",
         "",
