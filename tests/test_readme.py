@@ -1,0 +1,22 @@
+"""What the README tells a reader to paste works as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from namm_core import Namm, NammConfig
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_use_it(tmp_path, monkeypatch, capsys, small_model):
+    """The library example, in a folder that holds the shipped model and a saved memory."""
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL).group(1)
+    (tmp_path / "models").symlink_to(small_model.parent)
+    Namm(NammConfig(update_interval=128)).save_pretrained(tmp_path / "runs" / "recall" / "namm")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "Where is Anna? Paris" in printed
+    assert "bytes of keys and values" in printed
