@@ -6,12 +6,13 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import report, services, spec
+from orchestrator import head, report, services, spec
 from orchestrator.dispatch import WorkFailed
 from orchestrator.job import RUNS, run
 
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (5000)")
     ui.add_argument("--uri", help="MLflow store; default: mlflow.db in this folder")
     ui.set_defaults(command=_ui)
+
+    head.add_command(commands)
     return parser
 
 
@@ -68,6 +71,7 @@ def _evolve(options: argparse.Namespace) -> int:
         path = _folder(options.config) / "job.yaml"
     job = spec.read(path, options.overrides)
     display = Display()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and a machine that goes: as Ctrl-C
     try:
         result = run(job, options.resume, display)
     except KeyboardInterrupt:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
-def connected(address: str, namespace: str, cpus: int | None = None) -> Iterator[None]:
+def connected(address: str | None, namespace: str, cpus: int | None = None) -> Iterator[None]:
     """A Ray connection for the length of the block.
 
-    address: `local` starts Ray here and ends it afterwards; anything else is joined. namespace: of this job's
-    actors. cpus: CPUs of a local Ray, None for this machine's. Raises ValueError when nothing answers.
+    address: `local` starts Ray here and ends it afterwards; anything else is joined; None is RAY_ADDRESS, which a
+    submitted job has, else `local`. namespace: of this job's actors. cpus: CPUs of a local Ray, None for this
+    machine's. Raises ValueError when nothing answers.
     """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     # Explicit everywhere: the default writes a token into the home folder; clusters set their own mode.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address == "local" else "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -23,12 +26,14 @@ def connected(address: str, namespace: str, cpus: int | None = None) -> Iterator
     import ray
 
     local = address == "local"
+    told_to_go = signal.getsignal(signal.SIGTERM)
     options = {"num_cpus": cpus, "include_dashboard": False} if local else {}
     try:
         ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"no Ray cluster answers at workers.ray_address={address} ({reason})") from None
+    signal.signal(signal.SIGTERM, told_to_go)  # ray.init sets its own
     try:
         yield
     finally:

@@ -8,27 +8,30 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import namm_core
 import workers
-from orchestrator import evaluation, pictures, report, services, spec
+from orchestrator import evaluation, files, pictures, report, services, spec
 from orchestrator.display import Display
 from orchestrator.evolution import Outcome, evolve, validation_samples
-from orchestrator.journal import Journal
+from orchestrator.journal import FILE, Journal, Lock
 from orchestrator.spec import JobSpec
 from workers.config import EvaluatorConfig
+from workers.prompts import masked_url
 from workers.tasks.source import load_tasks
 from workers.unit import PolicySpec, SampleRef
 
-logger = logging.getLogger(__name__)
-
-RUNS = Path("runs")
+RUNS = Path(os.environ.get("NAMM_RUNS", "runs"))
+"""Where run folders are: NAMM_RUNS (on a cluster, where a job's own folder does not last), else `runs` here."""
+RESUME_PATIENCE = 60.0
+"""Seconds that a job which goes on waits for its MLflow server."""
 
 
 def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
@@ -41,27 +44,33 @@ def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
     folder = RUNS / job.name
     models.check(job.model)
     _check_tasks(job)
-    store = job.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(Path.cwd())
-    services.check_mlflow(store)
-    if not resume and (folder / "journal.jsonl").exists():
+    store = job.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(RUNS.parent)
+    services.check_mlflow(store, RESUME_PATIENCE if resume else 5.0)
+    if not resume and (folder / FILE).exists():
         raise ValueError(f"{folder} exists: continue it with --resume, or choose another name (name=...)")
     with ExitStack() as stack:
-        redis_url = stack.enter_context(services.prompt_redis(job.redis_url))
-        journal = _open(folder, job, models.weights_digest(job.model.path))
-        stack.callback(journal.close)
+        redis_url = stack.enter_context(services.prompt_redis(job.redis_url, needed=not resume))
+        _prepare(folder)
+        stack.enter_context(closing(Lock(folder)))
+        if job.storage:
+            from orchestrator.storage import Mirror
+
+            stack.enter_context(Mirror(folder, job.storage))
+        journal = stack.enter_context(closing(Journal(folder, _identity(job, models.weights_digest(job.model.path)))))
         spec.write(job, folder / "job.yaml")
         from orchestrator.cluster import connected
         from orchestrator.dispatch import Dispatcher
+        from orchestrator.fleet import RayFleet
         from orchestrator.tracking import Tracker
 
         display.status("starting Ray and the workers")
         cpus = None if job.workers.count is None else job.workers.count * job.workers.threads
         stack.enter_context(connected(job.workers.ray_address, f"namm-{job.name}", cpus))
         config = EvaluatorConfig(job.model, job.tasks, job.memory, job.workers.threads, redis_url)
-        dispatcher = Dispatcher(config, job.workers, journal)
-        stack.callback(dispatcher.close)
+        fleet = stack.enter_context(closing(RayFleet(config, job.workers)))
+        dispatcher = Dispatcher(fleet, job.workers, journal)
         tracker = Tracker(store, "namm", job.name, dataclasses.asdict(job), _tags(job), run_id=_mlflow_run(folder))
-        _write_json(folder / "mlflow.json", {"uri": store, "run_id": tracker.run_id})
+        files.write_json(folder / "mlflow.json", {"uri": masked_url(store), "run_id": tracker.run_id})
         finished = False
         try:
             result = _run(job, folder, dispatcher, tracker, display)
@@ -75,19 +84,24 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
     from namm_core import bam
 
     started = time.monotonic()
-    display.status("collecting feature statistics with the full cache")
-    prompts = [SampleRef(t, "train", i) for t in job.train for i in range(job.fitness.statistics_samples)]
-    statistics = dispatcher.on_one("statistics", prompts)
-    history: list[dict[str, Any]] = []
+    journal, history = dispatcher.journal, []
 
-    def told(record: dict[str, Any]) -> None:
+    def recorded(record: dict[str, Any]) -> None:
         history.append(record)
-        _write_lines(folder / "generations.jsonl", history)
-        tracker.generation(record["generation"], _metrics(record, dispatcher.cost, time.monotonic() - started))
+        tracker.generation(record["generation"], _metrics(record, dispatcher, time.monotonic() - started))
         display.generation(record, dispatcher.cost)
 
-    display.start(job, dispatcher.count)
-    outcome = evolve(job, dispatcher.evaluate, statistics, bam.num_parameters(job.memory), told, display.progress)
+    def tell(record: dict[str, Any], settled: list[SampleRef]) -> None:
+        journal.tell(record, settled)
+        recorded(record)
+        files.write_lines(folder / "generations.jsonl", history)
+
+    statistics = _statistics(job, dispatcher, display)
+    display.start(job, dispatcher.fleet.wanted)
+    for record in journal.told[: job.generations]:
+        recorded(record)
+    parameters = bam.num_parameters(job.memory)
+    outcome = evolve(job, dispatcher.evaluate, statistics, parameters, tell, display.progress, list(journal.told))
     search_seconds = time.monotonic() - started
     validation = validation_samples(job)
     display.fitting()
@@ -95,7 +109,7 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
     _export(best, job, folder / "namm")
     samples = evaluation.held_out_samples(job.kinds, job.evaluation.samples)
     records = evaluation.compare(dispatcher.evaluate, best, job.evaluation.policies, samples, display.comparison)
-    _write_lines(folder / "samples.jsonl", records)
+    files.write_lines(folder / "samples.jsonl", records)
     result = report.summarise(
         records,
         {
@@ -103,8 +117,8 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
             "seed": job.seed,
             "generations": job.generations,
             "best_generation": outcome.best_generation,
-            "evaluations": len(dispatcher.journal),
-            "quarantined": sorted(map(list, dispatcher.quarantined)),
+            "evaluations": len(journal),
+            "quarantined": sorted(map(list, journal.quarantined)),
             "trained_tasks": list(job.train),
             "heldout_tasks": list(job.heldout),
             "validation": _validation(outcome),
@@ -113,7 +127,7 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
             "seconds": time.monotonic() - started,
         },
     )
-    _write_json(folder / "result.json", result)
+    files.write_json(folder / "result.json", result)
     draw(folder, history, dispatcher, best, samples)
     for path in [*sorted(folder.glob("*.png")), folder / "result.json", folder / "samples.jsonl"]:
         tracker.artifact(path)
@@ -122,17 +136,29 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
     return result
 
 
+def _statistics(job: JobSpec, dispatcher, display: Display) -> tuple[np.ndarray, np.ndarray, float]:
+    """The frozen feature statistics; collected once in a job's life, since another machine's would differ in bits."""
+
+    def collect() -> list:
+        display.status("collecting feature statistics with the full cache")
+        prompts = [SampleRef(t, "train", i) for t in job.train for i in range(job.fitness.statistics_samples)]
+        mean, var, count = dispatcher.ask("statistics", prompts)
+        return [mean.tolist(), var.tolist(), float(count)]
+
+    mean, var, count = dispatcher.journal.fact("statistics", collect)
+    return np.array(mean, np.float32), np.array(var, np.float32), count
+
+
 def draw(folder: Path, history: list[dict], dispatcher, best: PolicySpec, samples: list[SampleRef]) -> None:
     """Draws the run's pictures: fitness, kept fraction, and one held-out prompt with what became of its tokens."""
     pictures.fitness_curve(history, folder / "fitness.png")
     pictures.kept_heatmap(history, folder / "kept.png")
-    tokens, held, relevant = dispatcher.on_one("kept_map", best, samples[0])
+    tokens, held, relevant = dispatcher.ask("kept_map", best, samples[0])
     title = f"{samples[0].task}, held-out sample {samples[0].index}: share of layers and heads that hold each token"
     pictures.prompt_picture(tokens, held, relevant, folder / "prompt.png", title)
 
 
-def _open(folder: Path, job: JobSpec, weights: str) -> Journal:
-    """The run's journal. What its scores depend on beyond the configuration: the weights and our own code."""
+def _prepare(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -141,11 +167,15 @@ def _open(folder: Path, job: JobSpec, weights: str) -> Journal:
         raise ValueError(
             f"run folder {folder.absolute()} cannot be written ({error.strerror}); start in another folder"
         ) from None
+
+
+def _identity(job: JobSpec, weights: str) -> str:
+    """What the scores in a journal depend on: the configuration, the weights and our own code."""
     code = hashlib.sha256()
     for package in (namm_core, workers):
         for file in sorted(Path(package.__file__).parent.rglob("*.py")):
             code.update(file.read_bytes())
-    return Journal(folder, f"{job.digest()}-{weights[:16]}-{code.hexdigest()[:16]}")
+    return f"{job.digest()}-{weights[:16]}-{code.hexdigest()[:16]}"
 
 
 def _check_tasks(job: JobSpec) -> None:
@@ -173,7 +203,8 @@ def _tags(job: JobSpec) -> dict[str, str]:
     return {"namm.model": job.model.path, "mlflow.note.content": note}
 
 
-def _metrics(record: dict[str, Any], cost, seconds: float) -> dict[str, float]:
+def _metrics(record: dict[str, Any], dispatcher, seconds: float) -> dict[str, float]:
+    cost = dispatcher.cost
     metrics = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "generation"}
     metrics |= {f"kept_layer/{i}": kept for i, kept in enumerate(record["kept_layers"])}
     metrics |= {f"score/{task}": score for task, score in record["tasks"].items()}
@@ -182,6 +213,9 @@ def _metrics(record: dict[str, Any], cost, seconds: float) -> dict[str, float]:
         "tokens_per_second": cost.tokens / seconds,
         "prompt_cache_hits": cost.hits,
         "prompt_cache_misses": cost.misses,
+        "workers": dispatcher.workers,
+        "workers_lost": cost.lost,
+        "units_copied": cost.copies,
     }
     return metrics
 
@@ -199,18 +233,3 @@ def _validation(outcome: Outcome) -> list[dict[str, Any]]:
         for r in outcome.generations
         if "validation_score" in r
     ]
-
-
-def _write_json(path: Path, value: Any) -> None:
-    _replace(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    _replace(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text)
-    part.replace(path)

@@ -1,13 +1,13 @@
-"""What is durable in a run: every score as it arrives.
+"""What is durable in a run: every score as it arrives, and every generation as it is told.
 
 A score is a pure function of (policy, sample, model, tasks), so the journal is a memo: a job that starts again asks
 the same questions in the same order, finds the answers here, and goes on where it stopped. Lines are appended,
-never changed; each carries a checksum, and a torn or damaged one is left out with a warning (it is computed again).
+never changed, and on disk before anybody acts on them; each carries a checksum, and a torn or damaged one is left
+out with a warning (what it held is computed again).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -15,12 +15,15 @@ import logging
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from workers.unit import PolicySpec, SampleRef, SampleResult
 
 logger = logging.getLogger(__name__)
+
+FILE = "journal.jsonl"
 
 
 def policy_key(policy: PolicySpec) -> str:
@@ -33,56 +36,107 @@ def policy_key(policy: PolicySpec) -> str:
     return digest.hexdigest()[:24]
 
 
-class Journal:
-    """Results by (policy, sample), in `folder/journal.jsonl`; one live job at a time.
+def in_use(folder: Path) -> bool:
+    """Whether a live job holds the run folder."""
+    try:
+        with (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
-    folder: the run's; job: digest of what the scores depend on beyond policy and sample. Raises ValueError when
-    another live job holds the folder, or when its journal belongs to another job.
-    """
 
-    def __init__(self, folder: Path, job: str) -> None:
-        self.path = folder / "journal.jsonl"
-        self._results: dict[tuple[str, SampleRef], SampleResult] = {}
-        self._lock = (folder / "lock").open("w")
+class Lock:
+    """Holds a run folder for one live job. Raises ValueError when another one holds it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / "lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._lock.close()
+            self._file.close()
             raise ValueError(f"{folder} is in use by a live job; wait for it or choose another name") from None
-        try:
-            good = self._read(job)
-            self._file = self.path.open("r+b" if self.path.exists() else "w+b")
-        except BaseException:
-            self._lock.close()
-            raise
-        self._file.truncate(good)  # a torn tail would make the next line unreadable
-        self._file.seek(good)
-        if not good:
-            self._write([{"job": job}])
-
-    def __len__(self) -> int:
-        return len(self._results)
-
-    def get(self, policy: str, sample: SampleRef) -> SampleResult | None:
-        """The result that was put, or None. policy: `policy_key`."""
-        return self._results.get((policy, sample))
-
-    def put(self, results: list[tuple[str, SampleResult]]) -> list[SampleResult]:
-        """Writes results to disk before it returns; returns those that were new. What is known stays as it is."""
-        fresh = []
-        for policy, result in results:
-            key = (policy, SampleRef(result.task, result.split, result.index))
-            if key not in self._results:
-                self._results[key] = result
-                fresh.append((policy, result))
-        if fresh:
-            self._write([{"policy": policy, **dataclasses.asdict(result)} for policy, result in fresh])
-        return [result for _, result in fresh]
 
     def close(self) -> None:
         """Gives the folder free."""
         self._file.close()
-        self._lock.close()
+
+
+class Journal:
+    """Results by policy and sample, generations told, and what else a job must find again.
+
+    folder: the run's, which the caller has locked; job: digest of what the scores depend on beyond policy and
+    sample. Raises ValueError when the folder's journal belongs to another job.
+
+    Attributes:
+        told: records of the generations told so far, an unbroken sequence.
+        quarantined: samples that could not be evaluated, and why.
+    """
+
+    def __init__(self, folder: Path, job: str) -> None:
+        self.path = folder / FILE
+        self.told: list[dict[str, Any]] = []
+        self.quarantined: dict[SampleRef, str] = {}
+        self._facts: dict[str, Any] = {}
+        self._results: dict[SampleRef, dict[str, SampleResult]] = {}
+        self._count = 0
+        good = self._read(job)
+        self._file = self.path.open("r+b" if self.path.exists() else "w+b")
+        self._file.truncate(good)  # a torn tail would make the next line unreadable
+        self._file.seek(good)
+        self._write([{"job": job}])  # once for each start: one damaged line must not take the journal's name
+
+    def __len__(self) -> int:
+        """Results put so far."""
+        return self._count
+
+    def get(self, policy: str, sample: SampleRef) -> SampleResult | None:
+        """The result that was put, or None. policy: `policy_key`."""
+        return self._results.get(sample, {}).get(policy)
+
+    def put(self, results: list[tuple[str, SampleResult]]) -> list[SampleResult]:
+        """Writes results to disk before it returns; returns those that were new. What is known stays as it is."""
+        fresh = [(policy, result) for policy, result in results if self._learn(policy, result)]
+        if fresh:
+            self._write([{"policy": policy, **vars(result)} for policy, result in fresh])
+        return [result for _, result in fresh]
+
+    def tell(self, record: dict[str, Any], settled: list[SampleRef]) -> None:
+        """Writes a generation's record; results of `settled` samples, which nobody asks for again, leave memory."""
+        self._write([{"told": record, "settled": settled}])
+        self.told.append(record)
+        self._settle(settled)
+
+    def quarantine(self, samples: tuple[SampleRef, ...], reason: str) -> None:
+        """Leaves samples out, for all policies."""
+        self._write([{"quarantined": samples, "reason": reason}])
+        self.quarantined.update(dict.fromkeys(samples, reason))
+
+    def fact(self, name: str, make) -> Any:
+        """The value that was recorded under `name`; where there is none, `make()` (JSON values), recorded."""
+        if name not in self._facts:
+            value = make()
+            self._write([{"fact": name, "value": value}])
+            self._facts[name] = value
+        return self._facts[name]
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _learn(self, policy: str, result: SampleResult) -> bool:
+        known = self._results.setdefault(SampleRef(result.task, result.split, result.index), {})
+        if policy in known:
+            return False
+        known[policy] = result
+        self._count += 1
+        return True
+
+    def _settle(self, samples) -> None:
+        for task, split, index in samples:
+            self._results.pop(SampleRef(task, split, index), None)
 
     def _write(self, records: list[dict]) -> None:
         lines = (json.dumps(record, ensure_ascii=False).encode() for record in records)
@@ -94,30 +148,44 @@ class Journal:
         """Reads what is there; returns the length in bytes up to the last whole line."""
         if not self.path.exists():
             return 0
-        data = self.path.read_bytes()
-        good = data.rfind(b"\n") + 1
-        damaged = int(good != len(data))
-        for number, line in enumerate(data[:good].splitlines()):
-            try:
-                checksum, text = line[:8], line[9:]
-                if int(checksum, 16) != zlib.crc32(text):
-                    raise ValueError("checksum")
-                record = json.loads(text)
-            except ValueError:
-                damaged += 1
-                continue
-            if "job" in record:
-                if record["job"] != job:
-                    raise ValueError(
-                        f"{self.path.parent} holds another job (its configuration, model or code differ); "
-                        "choose another name"
-                    )
-                continue
-            if number == 0:
-                raise ValueError(f"{self.path} does not begin with its job; choose another name")
-            policy = record.pop("policy")
-            result = SampleResult(**record)
-            self._results[policy, SampleRef(result.task, result.split, result.index)] = result
+        good = damaged = 0
+        self._named = False
+        with self.path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    damaged += 1  # torn: the job died while it was written
+                    break
+                good += len(line)
+                try:
+                    checksum, text = line[:8], line[9:-1]
+                    if int(checksum, 16) != zlib.crc32(text):
+                        raise ValueError("checksum")
+                    record = json.loads(text)
+                except ValueError:
+                    damaged += 1
+                    continue
+                self._recall(record, job)
+        if good and not self._named:
+            raise ValueError(f"{self.path} does not say which job it belongs to; choose another name")
         if damaged:
             logger.warning("%s: %d damaged line(s) left out; what they held is computed again", self.path, damaged)
         return good
+
+    def _recall(self, record: dict[str, Any], job: str) -> None:
+        if "policy" in record:
+            self._learn(record.pop("policy"), SampleResult(**record))
+        elif "told" in record:
+            # Behind a gap (a damaged line) generations are told again, from results that are still there.
+            if record["told"]["generation"] == len(self.told) + 1:
+                self.told.append(record["told"])
+                self._settle(record["settled"])
+        elif "quarantined" in record:
+            self.quarantined.update({SampleRef(*ref): record["reason"] for ref in record["quarantined"]})
+        elif "fact" in record:
+            self._facts[record["fact"]] = record["value"]
+        elif record.get("job") == job:
+            self._named = True
+        else:
+            raise ValueError(
+                f"{self.path.parent} holds another job (its configuration, model or code differ); choose another name"
+            )

@@ -127,7 +127,7 @@ def _wait_for_socket(server: subprocess.Popen, socket: str, log: str, patience: 
 
 @contextmanager
 def prompt_redis(
-    url: str | None = None, folder: str | Path | None = None, *, patience: float = 3.0
+    url: str | None = None, folder: str | Path | None = None, *, patience: float = 3.0, needed: bool = True
 ) -> Iterator[str | None]:
     """Yields the url of a Redis server for prompts: `url`, else REDIS_URL, else a private server's.
 
@@ -137,13 +137,19 @@ def prompt_redis(
         url: configured address (redis://, rediss://, unix://), or None.
         folder: where a private server's log is written, see `private_redis`.
         patience: seconds to wait for an address that was given.
+        needed: whether an address that does not answer is refused; a job that goes on takes it with a warning.
 
     Raises:
         ValueError: nothing answers at the address that was given.
     """
     given = url or os.environ.get("REDIS_URL")
     if given:
-        check_redis(given, patience)
+        try:
+            check_redis(given, patience)
+        except ValueError:
+            if needed:
+                raise
+            logger.warning("Redis at %s does not answer; going on without it until it does", masked_url(given))
         yield given
         return
     with ExitStack() as stack:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from namm_core.config import NammConfig, from_mapping
+from orchestrator import files
 from orchestrator.search import SearchConfig
 from workers.config import ModelConfig
 
@@ -83,9 +84,13 @@ class WorkerSpec:
     samples_per_call: int = 1
     """Samples in one batch; 1 is fastest on a CPU."""
     timeout: float = 600.0
-    """Seconds after which an unanswered call is given up and its worker replaced."""
-    ray_address: str = "local"
-    """`local` starts Ray on this machine; `auto` joins the cluster this runs on."""
+    """Seconds that one evaluation may take; past them its worker is killed, and another one tries."""
+    load_timeout: float = 1800.0
+    """Seconds that a worker may take to load the model, fetching it included."""
+    patience: float = 3600.0
+    """Seconds without any worker after which the job gives up, its state saved."""
+    ray_address: str | None = None
+    """Ray cluster to join; None: RAY_ADDRESS (set in a submitted job), else `local`, which starts Ray here."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,9 @@ class JobSpec:
     validation: ValidationSpec = field(default_factory=ValidationSpec)
     evaluation: HeldOutSpec = field(default_factory=HeldOutSpec)
     workers: WorkerSpec = field(default_factory=WorkerSpec)
+    storage: str | None = None
+    """fsspec URL (s3://..., gs://..., file:///...) of a folder where the run folder is kept twice, so that the job
+    survives the loss of its machine; None: the run folder alone."""
     redis_url: str | None = None
     """Prompt cache; None: REDIS_URL, or a private server."""
     mlflow_uri: str | None = None
@@ -136,7 +144,7 @@ class JobSpec:
     def digest(self) -> str:
         """Names what determines the numbers: not where they are computed, nor how long it goes on."""
         plain = dataclasses.asdict(self)
-        for name in ("name", "redis_url", "mlflow_uri", "workers", "generations", "evaluation"):
+        for name in ("name", "storage", "redis_url", "mlflow_uri", "workers", "generations", "evaluation"):
             del plain[name]
         plain["unit"] = [self.workers.candidates_per_call, self.workers.samples_per_call]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
@@ -169,4 +177,4 @@ def read(path: str | Path, overrides: list[str] | None = None) -> JobSpec:
 def write(spec: JobSpec, path: Path) -> None:
     """Writes a job file that `read` reads back to an equal spec."""
     plain = json.loads(json.dumps(dataclasses.asdict(spec)))
-    path.write_text(yaml.safe_dump(plain, sort_keys=False))
+    files.write(path, yaml.safe_dump(plain, sort_keys=False))

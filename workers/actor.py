@@ -2,52 +2,104 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
+import resource
+import signal
+import sys
+import threading
 import time
 
+import psutil
 import ray
 
 from workers.config import EvaluatorConfig
-from workers.unit import PolicySpec, SampleRef, SampleResult, Unit
+from workers.unit import Answer, Failure, Unit, WorkerInfo
+
+logger = logging.getLogger(__name__)
+
+EVALUATOR = "workers.evaluator:Evaluator"
 
 
 class EvaluatorActor:
-    """Hosts an `Evaluator` in a process of its own."""
+    """Hosts an evaluator in a process of its own.
 
-    def __init__(self, config: EvaluatorConfig) -> None:
-        from workers.evaluator import Evaluator  # here, so that a head node needs no torch
+    Told to go (SIGTERM, which is how a machine that is taken away says so), it finishes the unit at hand, hands
+    back the others, and leaves.
+    """
 
-        self.evaluator = Evaluator(config)
+    def __init__(self, config: EvaluatorConfig, evaluator: str = EVALUATOR) -> None:
+        self._config, self._evaluator = config, evaluator
+        self._busy = self._leaving = False
+        signal.signal(signal.SIGTERM, self._told_to_go)
 
-    def ready(self) -> int:
-        """The process id, once the model is loaded."""
+    def up(self) -> int:
+        """The process id, as soon as the process is there."""
         return os.getpid()
 
-    def evaluate(self, units: list[Unit]) -> tuple[list[list[list[SampleResult]]], dict[str, float]]:
-        """Results[unit][policy][sample], and what the call cost: seconds, cache hits and misses."""
-        before, started = (self.evaluator.prompts.hits, self.evaluator.prompts.misses), time.perf_counter()
-        results = [self.evaluator.evaluate(unit) for unit in units]
-        return results, {
-            "seconds": time.perf_counter() - started,
-            "hits": self.evaluator.prompts.hits - before[0],
-            "misses": self.evaluator.prompts.misses - before[1],
-        }
+    def load(self) -> WorkerInfo:
+        """Loads model and tasks. Raises ValueError, one line, when they cannot be loaded."""
+        module, _, name = self._evaluator.partition(":")
+        self.evaluator = getattr(importlib.import_module(module), name)(self._config)
+        return WorkerInfo(os.getpid(), ray.get_runtime_context().get_node_id(), _memory())
 
-    def statistics(self, samples: list[SampleRef]):
-        """See `Evaluator.statistics`."""
-        return self.evaluator.statistics(samples)
+    def evaluate(self, units: list[Unit]) -> Answer:
+        """What came of each unit."""
+        prompts = self.evaluator.prompts
+        hits, misses, started = prompts.hits, prompts.misses, time.perf_counter()
+        self._busy = True
+        outcomes = [None if self._leaving else self._outcome(unit) for unit in units]
+        self._busy = False
+        if self._leaving:  # whoever asked ends this process on reading so; if nobody does, it ends itself
+            threading.Timer(5.0, os._exit, (0,)).start()
+        seconds = time.perf_counter() - started
+        return Answer(tuple(outcomes), seconds, prompts.hits - hits, prompts.misses - misses, self._leaving)
 
-    def kept_map(self, spec: PolicySpec, ref: SampleRef):
-        """See `Evaluator.kept_map`."""
-        return self.evaluator.kept_map(spec, ref)
+    def ask(self, method: str, *arguments):
+        """Calls a method of the evaluator."""
+        return getattr(self.evaluator, method)(*arguments)
+
+    def _outcome(self, unit: Unit):
+        try:
+            return self.evaluator.evaluate(unit)
+        except Exception as error:  # whatever an evaluation raises is an answer, not the end of the worker
+            lines = str(error).splitlines()
+            reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
+            if _out_of_memory(error):
+                return Failure("memory", reason)
+            logger.exception("an evaluation failed")
+            return Failure("error", reason)
+
+    def _told_to_go(self, *_) -> None:
+        self._leaving = True
+        if not self._busy:
+            sys.exit(0)
 
 
-def start(config: EvaluatorConfig, num_gpus: float = 0.0):
-    """A new actor on the connected Ray cluster, one CPU thread (or more) and a share of a GPU each."""
+def _out_of_memory(error: BaseException) -> bool:
+    """Python's own error, torch's for a GPU (by its name: a worker that only waits has no torch), or for a CPU."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
+def _memory() -> int:
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        return sum(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    total = psutil.virtual_memory().total
+    return total if limit == resource.RLIM_INFINITY else min(limit, total)
+
+
+def start(config: EvaluatorConfig, num_gpus: float = 0.0, evaluator: str = EVALUATOR):
+    """A new actor on the connected Ray cluster, one CPU thread (or more) and a share of a GPU each.
+
+    evaluator: `module:class` of what it hosts. Returns at once; `up` answers when the process is there.
+    """
     threads = str(config.threads)
     # Spinning threads on shared cores cost a factor of ten; both are read when torch is first imported.
     env = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     actor = ray.remote(EvaluatorActor).options(
         num_cpus=config.threads, num_gpus=num_gpus, runtime_env={"env_vars": env}
     )
-    return actor.remote(config)
+    return actor.remote(config, evaluator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -60,3 +60,40 @@ class SampleResult:
     """Prompt tokens."""
     prediction: str
     """What the model answered."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a unit has no results."""
+
+    kind: Literal["error", "memory"]
+    """`memory`: the worker has too little of it, a larger one may do; `error`: anything else that was raised."""
+    reason: str
+    """One line."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker sends back for the units of one call."""
+
+    outcomes: tuple[list[list[SampleResult]] | Failure | None, ...]
+    """One a unit: results[policy][sample], or why there are none; None for a unit that was handed back undone."""
+    seconds: float
+    """How long it took."""
+    hits: int = 0
+    """Prompts found in Redis."""
+    misses: int = 0
+    """Prompts made anew."""
+    leaving: bool = False
+    """Whether the worker was told to go, and takes no more work."""
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a worker says of itself when it is ready."""
+
+    pid: int
+    node: str
+    """Ray's id of its machine."""
+    memory: int
+    """Bytes that its model and caches may use: of its GPUs, or of its machine."""

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
-import ray
 
+from benchmarks.waiting import result_of
 from namm_core.config import NammConfig
 from orchestrator.cluster import connected
-from orchestrator.dispatch import Dispatcher, WorkFailed
+from orchestrator.dispatch import Dispatcher
+from orchestrator.fleet import RayFleet
 from orchestrator.journal import Journal
 from orchestrator.spec import WorkerSpec
+from workers import actor
 from workers.config import EvaluatorConfig, ModelConfig
-from workers.unit import PolicySpec, SampleRef
+from workers.unit import PolicySpec, SampleRef, Unit
 
+WAITING = "benchmarks.waiting:WaitingEvaluator"
 TASKS = {"source": "recall", "tokens": 200, "facts": 6, "kinds": ["residence"]}
+DRAWS = np.random.default_rng(0).standard_normal((5, 4172)).astype(np.float32) * 0.065
+POLICIES = [PolicySpec("namm", theta) for theta in DRAWS]
 REFS = [SampleRef("residence", "train", i) for i in range(12)]
+WAITED = [[result_of(policy, ref) for ref in REFS] for policy in POLICIES]
 
 
 @pytest.fixture(scope="module")
@@ -29,93 +37,158 @@ def cluster():
         yield
 
 
+def settings(model) -> EvaluatorConfig:
+    return EvaluatorConfig(ModelConfig(str(model), ntk_alpha=4), TASKS, NammConfig(update_interval=64))
+
+
 @pytest.fixture
 def config(small_model) -> EvaluatorConfig:
-    return EvaluatorConfig(ModelConfig(str(small_model), ntk_alpha=4), TASKS, NammConfig(update_interval=64))
+    return settings(small_model)
 
 
 @pytest.fixture
-def policies() -> list[PolicySpec]:
-    draws = np.random.default_rng(0).standard_normal((5, 4172)).astype(np.float32) * 0.065
-    return [PolicySpec("namm", theta) for theta in draws]
+def start(cluster, config, tmp_path):
+    """Dispatchers over real actors, ended afterwards: start(**workers' settings)."""
+    with ExitStack() as stack:
+
+        def one(evaluator: str = actor.EVALUATOR, **settings) -> Dispatcher:
+            spec = WorkerSpec(**{"count": 2, **settings})
+            journal = stack.enter_context(closing(Journal(tmp_path, "job")))
+            made_of = config if evaluator == actor.EVALUATOR else replace(config, tasks={"seconds": 0.1})
+            fleet = stack.enter_context(closing(RayFleet(made_of, spec, evaluator)))
+            return Dispatcher(fleet, spec, journal)
+
+        yield one
+    psutil.wait_procs(workers(), timeout=20)
 
 
-@pytest.fixture
-def expected(cluster, config, policies, tmp_path_factory):
-    dispatcher = Dispatcher(config, WorkerSpec(count=1), Journal(tmp_path_factory.mktemp("expected"), "job"))
-    results = dispatcher.evaluate(policies, REFS)
-    dispatcher.close()
-    return results
+@pytest.fixture(scope="module")
+def expected(cluster, small_model):
+    """Results of the policies on REFS, computed here, without Ray."""
+    from workers.evaluator import Evaluator
+
+    evaluator = Evaluator(settings(small_model))
+    return [[evaluator.evaluate(Unit((policy,), (ref,)))[0][0] for ref in REFS] for policy in POLICIES]
+
+
+def workers(title: str = "ray::EvaluatorActor") -> list[psutil.Process]:
+    """The workers of this test's Ray whose title begins so; Ray adds what they are doing."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(title):
+                found.append(process)
+    return found
+
+
+class Signals:
+    """From a thread of its own, sends a signal to a worker in the middle of an evaluation."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.victim: psutil.Process | None = None
+        self._number = number
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self._thread.start()
+
+    def _send(self) -> None:
+        while not (busy := workers("ray::EvaluatorActor.evaluate")):
+            time.sleep(0.02)
+        busy[0].send_signal(self._number)
+        self.victim = busy[0]
+
+    def gone(self, seconds: float = 30.0) -> bool:
+        self._thread.join()
+        self.victim.wait(seconds)
+        return not self.victim.is_running()
 
 
 @pytest.mark.parametrize("candidates, samples", [(1, 1), (2, 1), (1, 5), (3, 4)])
-def test_any_unit_shape_and_no_divisibility(cluster, config, policies, expected, tmp_path, candidates, samples):
+def test_any_unit_shape_and_no_divisibility(start, expected, candidates, samples):
     """5 policies and 12 samples in units that divide neither; scores do not depend on who computes them."""
-    spec = WorkerSpec(count=2, candidates_per_call=candidates, samples_per_call=samples)
-    dispatcher = Dispatcher(config, spec, Journal(tmp_path, "job"))
+    dispatcher = start(candidates_per_call=candidates, samples_per_call=samples)
     arrived = []
-    results = dispatcher.evaluate(policies, REFS, arrived.append)
-    assert sum(arrived) == len(policies) * len(REFS) == dispatcher.cost.evaluations
+    results = dispatcher.evaluate(POLICIES, REFS, arrived.append)
+    assert sum(arrived) == len(POLICIES) * len(REFS) == dispatcher.cost.evaluations
     for row, wanted in zip(results, expected, strict=True):
         assert [(r.index, r.score, r.prediction) for r in row] == [(r.index, r.score, r.prediction) for r in wanted]
     if (candidates, samples) == (1, 1):
         assert results == expected
-    dispatcher.close()
 
 
-def test_what_the_journal_knows_is_not_asked_again(cluster, config, policies, expected, tmp_path):
-    dispatcher = Dispatcher(config, WorkerSpec(count=1), Journal(tmp_path, "job"))
-    dispatcher.evaluate(policies[:2], REFS[:6])
+def test_what_the_journal_knows_is_not_asked_again(start, expected):
+    dispatcher = start(count=1)
+    dispatcher.evaluate(POLICIES[:2], REFS[:6])
     assert dispatcher.cost.evaluations == 12
-    assert dispatcher.evaluate(policies, REFS) == expected
+    assert dispatcher.evaluate(POLICIES, REFS) == expected
     assert dispatcher.cost.evaluations == 60
-    dispatcher.close()
 
 
-def test_killed_workers_are_replaced_and_nothing_is_lost(cluster, config, policies, expected, tmp_path, caplog):
-    dispatcher = Dispatcher(config, WorkerSpec(count=2), Journal(tmp_path, "job"))
-    arrived, killed = [], threading.Event()
-
-    def kill_one(more: int) -> None:
-        arrived.append(more)
-        if sum(arrived) >= 10 and not killed.is_set():
-            killed.set()
-            pids = ray.get([worker.ready.remote() for worker in dispatcher._workers[:1]])
-            os.kill(pids[0], signal.SIGKILL)
-
-    results = dispatcher.evaluate(policies, REFS, kill_one)
-    assert killed.is_set() and results == expected
+def test_killed_workers_are_replaced_and_nothing_is_lost(start):
+    dispatcher, kill = start(WAITING), Signals(signal.SIGKILL)
+    assert dispatcher.evaluate(POLICIES, REFS) == WAITED
+    assert kill.gone() and dispatcher.cost.lost == 1
     assert dispatcher.cost.evaluations == len(dispatcher.journal) == 60
-    assert not dispatcher.quarantined
-    dispatcher.close()
+    assert not dispatcher.journal.quarantined
 
 
-def test_a_worker_that_hangs_is_killed_not_waited_for(cluster, config, policies, expected, tmp_path, caplog):
-    dispatcher = Dispatcher(config, WorkerSpec(count=1), Journal(tmp_path, "job"))
-    dispatcher.spec = WorkerSpec(count=1, timeout=6.0)  # after the model was loaded under the usual limit
-    pid = ray.get(dispatcher._workers[0].ready.remote())
-    os.kill(pid, signal.SIGSTOP)
+def test_a_worker_that_is_told_to_go_finishes_its_unit_and_hands_back_the_rest(start, caplog):
+    dispatcher, tell = start(WAITING, count=1), Signals(signal.SIGTERM)
+    assert dispatcher.evaluate(POLICIES, REFS) == WAITED
+    assert tell.gone() and "was told to go" in caplog.text
+    assert dispatcher.cost.evaluations == 60 and dispatcher.cost.lost == 1
+
+
+def test_a_worker_that_is_told_to_go_while_idle_goes(start):
+    dispatcher = start(WAITING, count=1)
+    dispatcher.evaluate(POLICIES[:1], REFS[:1])
+    (idle,) = workers()
+    idle.terminate()
+    idle.wait(10)
+    assert dispatcher.evaluate(POLICIES[:1], REFS) == WAITED[:1]
+
+
+def test_a_worker_that_hangs_is_killed_not_waited_for(start, caplog):
+    dispatcher, stop = start(WAITING, count=1, timeout=2.0), Signals(signal.SIGSTOP)
     started = time.monotonic()
-    results = dispatcher.evaluate(policies[:1], REFS[:2])
-    assert results == [row[:2] for row in expected[:1]]
-    assert time.monotonic() - started < 60
-    assert "did not answer within 6 s" in caplog.text
-    dispatcher.close()
+    assert dispatcher.evaluate(POLICIES, REFS) == WAITED
+    assert time.monotonic() - started < 90
+    assert "did not answer within" in caplog.text and not dispatcher.journal.quarantined
+    assert stop.gone()
 
 
-def test_a_sample_that_always_fails_is_quarantined_for_all(cluster, config, policies, expected, tmp_path, caplog):
+def test_a_sample_that_always_fails_is_quarantined_for_all(start, expected, caplog):
     bad = SampleRef("residence", "no-such-split", 0)
-    dispatcher = Dispatcher(config, WorkerSpec(count=2), Journal(tmp_path, "job"))
-    results = dispatcher.evaluate(policies, [*REFS[:3], bad])
+    dispatcher = start()
+    results = dispatcher.evaluate(POLICIES, [*REFS[:3], bad])
     assert [row[:3] for row in results] == [row[:3] for row in expected]
     assert all(row[3] is None for row in results)
-    assert dispatcher.quarantined == {bad} and "residence/no-such-split/0" in caplog.text
-    dispatcher.close()
+    assert set(dispatcher.journal.quarantined) == {bad} and "residence/no-such-split/0" in caplog.text
 
 
 def test_a_model_that_cannot_load_is_one_clear_line(cluster, config, tmp_path):
-    from dataclasses import replace
-
     broken = replace(config, model=ModelConfig(str(tmp_path / "nothing")))
-    with pytest.raises((ValueError, WorkFailed), match="nothing does not exist"):
-        Dispatcher(broken, WorkerSpec(count=1), Journal(tmp_path, "job"))
+    with closing(RayFleet(broken, WorkerSpec(count=1))) as fleet:
+        dispatcher = Dispatcher(fleet, WorkerSpec(count=1), Journal(tmp_path, "job"))
+        with pytest.raises(ValueError, match="nothing does not exist"):
+            dispatcher.evaluate(POLICIES[:1], REFS[:1])
+
+
+def test_a_question_is_asked_again_where_its_worker_died(start):
+    dispatcher = start(count=1)
+    dispatcher.evaluate(POLICIES[:1], REFS[:1])
+    for process in workers():
+        process.kill()
+        process.wait(10)
+    mean, var, count = dispatcher.ask("statistics", REFS)
+    assert mean.shape == var.shape == (17,) and count > 0 and dispatcher.cost.lost == 1
+    with pytest.raises(ValueError, match="keeps every token"):
+        dispatcher.ask("kept_map", PolicySpec("full"), REFS[0])
+
+
+def test_a_fleet_that_is_closed_leaves_no_process(start):
+    dispatcher = start(WAITING)
+    dispatcher.evaluate(POLICIES[:1], REFS)
+    before = workers()
+    assert before
+    dispatcher.fleet.close()
+    assert not psutil.wait_procs(before, timeout=20)[1]

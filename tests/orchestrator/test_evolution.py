@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -57,9 +59,14 @@ def job(**changes) -> JobSpec:
     return JobSpec(**{**settings, **changes})
 
 
-def run(landscape: Landscape, **changes):
+def run(landscape: Landscape, past=(), **changes):
     records = []
-    return evolve(job(**changes), landscape, STATISTICS, len(TARGET), records.append), records
+
+    def tell(record, settled):
+        assert set(settled) == set(training_samples(job(**changes), record["generation"] - 1))
+        records.append(json.loads(json.dumps(record)))  # as the journal gives it back
+
+    return evolve(job(**changes), landscape, STATISTICS, len(TARGET), tell, past=past), records
 
 
 def test_it_finds_what_is_better():
@@ -100,6 +107,67 @@ def test_the_best_on_validation_is_what_is_deployed():
 def test_same_seed_same_bits_another_seed_others():
     first, again, other = (run(Landscape(), seed=seed)[0].best.theta for seed in (3, 3, 4))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("known", [1, 5, 7, 30])
+def test_told_again_it_asks_only_for_what_comes_after_and_ends_in_the_same_place(known):
+    whole, records = run(Landscape())
+    landscape = Landscape()
+    outcome, told = run(landscape, past=records[:known])
+    assert [r["generation"] for r in told] == list(range(known + 1, 31))
+    asked = [samples for policies, samples in landscape.asked if policies == 10]
+    assert asked == [training_samples(job(), generation) for generation in range(known, 30)]
+    assert np.array_equal(outcome.best.theta, whole.best.theta) and np.array_equal(outcome.last.theta, whole.last.theta)
+    assert outcome.best_generation == whole.best_generation
+    times = ("seconds",)
+    assert [{k: v for k, v in r.items() if k not in times} for r in outcome.generations] == [
+        {k: v for k, v in r.items() if k not in times} for r in whole.generations
+    ]
+
+
+def test_a_search_that_arrives_elsewhere_than_it_did_says_so():
+    _, records = run(Landscape(), generations=3)
+    records[1]["fitness"] = records[1]["fitness"][::-1]
+    with pytest.raises(ValueError, match="generation 2 told again gives another theta"):
+        run(Landscape(), past=records, generations=4)
+
+
+def test_a_finished_run_that_is_made_longer_looks_where_the_longer_one_would():
+    _, records = run(Landscape(), generations=7)
+    longer, _ = run(Landscape(), past=records, generations=12)
+    assert longer.best_generation in (5, 10, 12)  # not 7, where only the shorter run looked
+    assert np.array_equal(longer.best.theta, run(Landscape(), generations=12)[0].best.theta)
+
+
+class Sick(Landscape):
+    """Like its parent, but some answers are not finite."""
+
+    def __init__(self, sick) -> None:
+        super().__init__()
+        self.sick = sick
+
+    def one(self, policy, ref):
+        result = super().one(policy, ref)
+        return dataclasses.replace(result, logprob=math.nan) if self.sick(policy, ref) else result
+
+
+def test_a_candidate_whose_answer_is_not_finite_is_missing_the_others_go_on():
+    outcome, records = run(Sick(lambda policy, ref: policy.theta is not None and policy.theta[0] > 0.02), generations=3)
+    missing = [sum(f is None for f in r["fitness"]) for r in records]
+    assert any(missing) and all(m < 8 for m in missing)
+    assert all(r["not_finite"] >= m for r, m in zip(records, missing, strict=True))
+    assert all(math.isfinite(r["fitness_mean"]) for r in records) and np.isfinite(outcome.last.theta).all()
+
+
+def test_a_sample_that_the_full_cache_cannot_answer_is_left_out():
+    bad = training_samples(job(), 0)[0]
+    _, records = run(Sick(lambda policy, ref: ref == bad), generations=2)
+    assert [r["quarantined"] for r in records] == [1, 0] and [r["not_finite"] for r in records] == [0, 0]
+
+
+def test_where_nothing_is_finite_the_job_says_what_to_do():
+    with pytest.raises(ValueError, match="no candidate has a finite fitness.*float32"):
+        run(Sick(lambda policy, ref: True), generations=2)
 
 
 def test_a_quarantined_sample_is_missing_for_all_never_a_zero():

@@ -111,8 +111,9 @@ def test_killed_and_resumed_it_ends_in_the_same_place(finished, namm, job_file, 
     run = tmp_path / "runs" / "smoke"
     assert result_of(run) == result_of(finished[0] / "runs" / "smoke")
     assert np.array_equal(theta_of(run), theta_of(finished[0] / "runs" / "smoke"))
-    lines = journal.read_text().splitlines()[1:]
-    keys = [tuple(json.loads(line[9:])[k] for k in ("policy", "task", "split", "index")) for line in lines]
+    lines = [json.loads(line[9:]) for line in journal.read_text().splitlines()]
+    keys = [tuple(line[k] for k in ("policy", "task", "split", "index")) for line in lines if "policy" in line]
+    assert [line["told"]["generation"] for line in lines if "told" in line] == [1, 2, 3]
     assert len(keys) == len(set(keys)) > before  # every result once
     undisturbed = (finished[0] / "runs" / "smoke" / "journal.jsonl").read_text().count('"policy"')
     assert len(keys) == undisturbed

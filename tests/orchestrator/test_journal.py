@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from orchestrator.journal import Journal, policy_key
+from orchestrator.journal import Journal, Lock, in_use, policy_key
 from workers.unit import PolicySpec, SampleRef, SampleResult
 
 
@@ -69,18 +69,80 @@ def test_a_flipped_bit_is_noticed(tmp_path, caplog):
 
 
 def test_one_live_job_a_folder(tmp_path):
-    journal = Journal(tmp_path, "job")
+    assert not in_use(tmp_path)
+    lock = Lock(tmp_path)
+    assert in_use(tmp_path)
     with pytest.raises(ValueError, match="in use by a live job"):
-        Journal(tmp_path, "job")
-    journal.close()
-    Journal(tmp_path, "job").close()
+        Lock(tmp_path)
+    lock.close()
+    assert not in_use(tmp_path)
+    Lock(tmp_path).close()
 
 
 def test_another_jobs_results_are_refused(tmp_path):
     Journal(tmp_path, "job").close()
     with pytest.raises(ValueError, match="holds another job"):
         Journal(tmp_path, "other")
-    Journal(tmp_path, "job").close()  # the refusal gave the folder free
+    Journal(tmp_path, "job").close()
+
+
+def test_a_journal_whose_name_is_damaged_is_refused_one_that_was_resumed_is_not(tmp_path):
+    Journal(tmp_path, "job").close()
+    path = tmp_path / "journal.jsonl"
+    damage = path.read_bytes().replace(b"job", b"jab", 1)
+    path.write_bytes(damage)
+    with pytest.raises(ValueError, match="does not say which job"):
+        Journal(tmp_path, "job")
+    path.unlink()
+    Journal(tmp_path, "job").close()
+    journal = Journal(tmp_path, "job")  # goes on, and says so
+    journal.put([("a", result(0))])
+    journal.close()
+    path.write_bytes(path.read_bytes().replace(b"job", b"jab", 1))
+    assert len(Journal(tmp_path, "job")) == 1
+
+
+def told(generation: int) -> dict:
+    return {"generation": generation, "fitness": [0.1 / 3, None]}
+
+
+def generations(tmp_path, number: int) -> None:
+    journal = Journal(tmp_path, "job")
+    for g in range(number):
+        journal.put([("a", result(g)), ("b", result(g))])
+        journal.tell(told(g + 1), [ref(g)])
+    journal.close()
+
+
+def test_generations_told_are_there_and_their_results_leave_memory(tmp_path):
+    generations(tmp_path, 3)
+    again = Journal(tmp_path, "job")
+    assert again.told == [told(1), told(2), told(3)]  # floats to the last bit, missing fitness as None
+    assert len(again) == 6 and again.get("a", ref(1)) is None
+
+
+def test_a_damaged_generation_is_told_again_from_its_results(tmp_path, caplog):
+    generations(tmp_path, 3)
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"generation": 2', b'"generation": 9'))
+    again = Journal(tmp_path, "job")
+    assert again.told == [told(1)] and "1 damaged line" in caplog.text
+    for g in (1, 2):
+        assert again.get("a", ref(g)) == result(g) and again.get("b", ref(g)) == result(g)
+        again.tell(told(g + 1), [ref(g)])
+    again.close()
+    last = Journal(tmp_path, "job")
+    assert last.told == [told(1), told(2), told(3)] and len(last) == 6
+
+
+def test_quarantine_and_facts_last(tmp_path):
+    journal = Journal(tmp_path, "job")
+    journal.quarantine((ref(3), ref(4)), "it fails")
+    assert journal.fact("statistics", lambda: [0.1, 1 / 3]) == [0.1, 1 / 3]
+    journal.close()
+    again = Journal(tmp_path, "job")
+    assert again.quarantined == {ref(3): "it fails", ref(4): "it fails"}
+    assert again.fact("statistics", lambda: 1 / 0) == [0.1, 1 / 3]
 
 
 def test_policies_are_told_apart_by_all_that_changes_scores():
