@@ -53,7 +53,7 @@ def answer(
         attention_mask=mask.to(model.device),
         past_key_values=past,
         use_cache=True,
-        logits_to_keep=ends.to(model.device),
+        logits_to_keep=ends,  # on the CPU: it indexes the last layer's output, which may live on another device
     )
     first = out.logits[torch.arange(rows), which].float()
     if cache is None:

@@ -83,8 +83,9 @@ class Namm:
         self.update_interval = self.config.update_interval
         self.rows = 1 if theta.ndim == 1 else theta.shape[0]
         self._spectrogram = Spectrogram(self.config)
-        self._weights = bam.unpack(self.config, theta if theta.ndim == 2 else theta[None])
-        self._ages = torch.zeros(0, self.config.age_dim)
+        weights = bam.unpack(self.config, theta if theta.ndim == 2 else theta[None])
+        self._weights = {theta.device: weights}  # of each device that a layer of the model lives on
+        self._ages: dict[torch.device, Tensor] = {}
 
     # What a cache calls ------------------------------------------------------------------------------------
 
@@ -243,24 +244,27 @@ class Namm:
         """(rows, kv_heads, K, age_dim): sines, then cosines, of the age in tokens (docs/memory.md 6)."""
         age = (view.newest[:, None, None] - view.positions).clamp(min=0).masked_fill(view.positions < 0, 0)
         longest = int(view.newest.max()) + 1
-        if len(self._ages) < longest or self._ages.device != age.device:
+        table = self._ages.get(age.device)
+        if table is None or len(table) < longest:
             half = self.config.age_dim // 2
             j = torch.arange(half, dtype=torch.float64)
             omega = float(self.config.age_max_period) ** (-j / half)
             angle = torch.arange(2 * longest, dtype=torch.float64)[:, None] * omega
-            self._ages = torch.cat([angle.sin(), angle.cos()], dim=-1).float().to(age.device)
-        return self._ages[age]
+            table = torch.cat([angle.sin(), angle.cos()], dim=-1).float().to(age.device)
+            self._ages[age.device] = table
+        return table[age]
 
     def _rows_of(self, view: View) -> dict[str, Tensor]:
         device = view.positions.device
-        if self._weights["w1"].device != device:
-            self._weights = {name: w.to(device) for name, w in self._weights.items()}
+        if device not in self._weights:
+            self._weights[device] = {name: w.to(device) for name, w in self._weights[self.theta.device].items()}
+        weights = self._weights[device]
         if self.rows == 1:
-            return self._weights
+            return weights
         row = view.row
         if len(row) == self.rows and torch.equal(row, torch.arange(self.rows, device=device)):
-            return self._weights
-        return {name: w[row] for name, w in self._weights.items()}
+            return weights
+        return {name: w[row] for name, w in weights.items()}
 
 
 class StatisticsCollector(Namm):

@@ -33,9 +33,9 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, averages: Tensor) -> FeatureStatistics:
-        """Statistics of one group of tokens; averages: (..., frequencies)."""
+        """Statistics of one group of tokens; averages: (..., frequencies). On the CPU: layers may live apart."""
         flat = averages.reshape(-1, averages.shape[-1]).double()
-        return cls(flat.mean(0), flat.var(0, unbiased=False), flat.shape[0])
+        return cls(flat.mean(0).cpu(), flat.var(0, unbiased=False).cpu(), flat.shape[0])
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
         """Statistics of both groups together (docs/memory.md 5; the pairwise update of Chan et al., 1979)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -12,9 +13,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import head, report, services, spec
+from orchestrator import head, report, runs, services, spec
 from orchestrator.dispatch import WorkFailed
 from orchestrator.job import RUNS, run
+from workers.prompts import masked_url
 
 INTERRUPTED = 130
 
@@ -39,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     evolve = commands.add_parser("evolve", help="run an evolution job")
-    evolve.add_argument("config", nargs="?", help="job file (YAML); with --resume also a run's name or folder")
+    evolve.add_argument(
+        "config", nargs="?", help="job file (YAML); with --resume also a run's name, folder or storage URL"
+    )
     evolve.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the file's")
     evolve.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     evolve.set_defaults(command=_evolve)
@@ -49,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--markdown", action="store_true", help="as Markdown")
     shown.set_defaults(command=_report)
 
-    runs = commands.add_parser("runs", help="list the runs of this folder")
-    runs.set_defaults(command=_runs)
+    listed = commands.add_parser("runs", help="list the runs of this folder and compare them")
+    listed.set_defaults(command=_runs)
 
     ui = commands.add_parser("ui", help="serve the MLflow UI until Ctrl-C")
     ui.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (5000)")
@@ -66,10 +70,7 @@ def _evolve(options: argparse.Namespace) -> int:
 
     if options.config is None:
         raise ValueError("which job? namm evolve CONFIG.yaml, or namm evolve --resume RUN")
-    path = Path(options.config)
-    if options.resume and not path.is_file():
-        path = _folder(options.config) / "job.yaml"
-    job = spec.read(path, options.overrides)
+    job = _job(options)
     display = Display()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and a machine that goes: as Ctrl-C
     try:
@@ -87,6 +88,22 @@ def _evolve(options: argparse.Namespace) -> int:
     return 0
 
 
+def _job(options: argparse.Namespace) -> spec.JobSpec:
+    """The job that is meant: a file; with --resume also a run by name, folder or storage URL."""
+    if options.resume and "://" in options.config:
+        from orchestrator import storage
+
+        text = storage.fetch(options.config, "job.yaml")
+        if text is None:
+            raise ValueError(f"no run is kept at {masked_url(options.config)}")
+        job = spec.parse(text.decode(), masked_url(options.config), options.overrides)
+        return dataclasses.replace(job, storage=options.config)
+    path = Path(options.config)
+    if options.resume and not path.is_file():
+        path = _folder(options.config) / "job.yaml"
+    return spec.read(path, options.overrides)
+
+
 def _report(options: argparse.Namespace) -> None:
     folder = _folder(options.run)
     try:
@@ -100,22 +117,11 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _runs(options: argparse.Namespace) -> None:
-    folders = sorted(path.parent for path in RUNS.glob("*/job.yaml"))
-    if not folders:
+    found = runs.read_all(RUNS)
+    if not found:
         print("no runs in this folder yet: make evolve")
-    for folder in folders:
-        line = f"{folder.name:24}"
-        if (folder / "result.json").exists():
-            result = json.loads((folder / "result.json").read_text())
-            full, namm = result["policies"]["full"], result["policies"]["namm"]
-            line += f"full {full['mean']:.3f}   namm {namm['mean']:.3f} at {namm['kept']:.2f} kept"
-            line += f"   {result['generations']} generations, seed {result['seed']}"
-        else:
-            done = (
-                sum(1 for _ in (folder / "generations.jsonl").open()) if (folder / "generations.jsonl").exists() else 0
-            )
-            line += f"unfinished, {done} generations told"
-        print(line)
+        return
+    Console().print(runs.table(found))
 
 
 def _ui(options: argparse.Namespace) -> None:

@@ -114,9 +114,11 @@ class Dispatcher:
         self._calls: dict[int, _Call] = {}
         self._waiting: deque[_Shard] = deque()
         self._open: set[_Shard] = set()
+        self._found: list[tuple[str, SampleResult]] = []
         self._pace: float | None = None
         self._stuck_since: float | None = None
         self._said_so = 0.0
+        self._without_redis: set[int] = set()
         self._last_failed_start = ""
         self._progress: Callable[[int], None] = lambda done: None
 
@@ -141,9 +143,13 @@ class Dispatcher:
         self._waiting = deque(self._missing(policies, keys, samples))
         self._open = set(self._waiting)
         progress(len(policies) * len(samples) - sum(len(s.keys) * len(s.unit.samples) for s in self._open))
-        while self._open:
-            self._hand_out()
-            self._step()
+        try:
+            while self._open:
+                self._hand_out()
+                self._keep()
+                self._step()
+        finally:
+            self._keep()
         lost = self.journal.quarantined
         return [[None if ref in lost else self.journal.get(key, ref) for ref in samples] for key in keys]
 
@@ -161,6 +167,12 @@ class Dispatcher:
             if call.result is not None:
                 return call.result.value
         raise WorkFailed(f"{DEATHS} workers died over {method!r}: look at the Ray logs, then --resume")
+
+    def wait_for(self, workers: int) -> None:
+        """Waits until so many workers are ready."""
+        self._stuck_since = None
+        while len(self._workers) < workers:
+            self._step()
 
     def _missing(self, policies: list[PolicySpec], keys: list[str], samples: list[SampleRef]) -> Iterable[_Shard]:
         """Units of fixed shape that hold some result which the journal lacks, samples varying fastest."""
@@ -282,7 +294,6 @@ class Dispatcher:
         if isinstance(event, Raised):  # not an evaluation's own error: that would be an answer
             raise WorkFailed(f"a worker cannot work: {type(event.error).__name__}: {event.error}")
         answer: Answer = event.value
-        found = []
         done = 0
         for shard, outcome in zip(call.shards, answer.outcomes, strict=True):
             if outcome is None:
@@ -295,19 +306,33 @@ class Dispatcher:
                 self._failed(shard, outcome, self._workers[call.worker])
                 continue
             self._open.discard(shard)
-            found += [(key, result) for key, row in zip(shard.keys, outcome, strict=True) for result in row]
-        fresh = self.journal.put(found)
-        self.cost.evaluations += len(fresh)
-        self.cost.tokens += sum(result.tokens for result in fresh)
+            self._found += [(key, result) for key, row in zip(shard.keys, outcome, strict=True) for result in row]
         self.cost.worker_seconds += answer.seconds
         self.cost.hits += answer.hits
         self.cost.misses += answer.misses
         self.cost.calls += 1
+        self._hear_of_redis(call.worker, answer.redis_lost)
         if done:
             worker, pace = self._workers[call.worker], max(answer.seconds / done, 1e-4)
             worker.pace = pace if worker.pace is None else 0.5 * (worker.pace + pace)
             self._pace = pace if self._pace is None else 0.8 * self._pace + 0.2 * pace
-        self._progress(len(found))
+
+    def _hear_of_redis(self, number: int, lost: bool) -> None:
+        before = bool(self._without_redis)
+        (self._without_redis.add if lost else self._without_redis.discard)(number)
+        if bool(self._without_redis) != before:
+            logger.warning(
+                "Redis is lost: workers go on with prompts of their own" if lost else "Redis is back for all workers"
+            )
+
+    def _keep(self) -> None:
+        """Writes what has arrived to disk, all at once: a sync costs milliseconds, and there may be 256 workers."""
+        if self._found:
+            fresh = self.journal.put(self._found)
+            self.cost.evaluations += len(fresh)
+            self.cost.tokens += sum(result.tokens for result in fresh)
+            arrived, self._found = len(self._found), []
+            self._progress(arrived)
 
     def _again(self, shard: _Shard) -> None:
         """Puts a unit back in front, unless it is done or another worker still has it."""
@@ -340,6 +365,7 @@ class Dispatcher:
     def _left(self, event: Left) -> None:
         """A worker is gone; its units go to others."""
         self.cost.lost += 1
+        self._without_redis.discard(event.worker)
         worker = self._workers[event.worker]
         if worker.call is None:
             del self._workers[event.worker]

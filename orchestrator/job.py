@@ -18,11 +18,12 @@ import numpy as np
 
 import namm_core
 import workers
-from orchestrator import evaluation, files, pictures, report, services, spec
+from orchestrator import evaluation, files, pictures, report, services, spec, storage
 from orchestrator.display import Display
 from orchestrator.evolution import Outcome, evolve, validation_samples
 from orchestrator.journal import FILE, Journal, Lock
 from orchestrator.spec import JobSpec
+from orchestrator.storage import Mirror
 from workers.config import EvaluatorConfig
 from workers.prompts import masked_url
 from workers.tasks.source import load_tasks
@@ -43,20 +44,21 @@ def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
 
     folder = RUNS / job.name
     models.check(job.model)
+    job = dataclasses.replace(job, model=models.pinned(job.model))  # what "main" means must not change on the way
     _check_tasks(job)
     store = job.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(RUNS.parent)
     services.check_mlflow(store, RESUME_PATIENCE if resume else 5.0)
     if not resume and (folder / FILE).exists():
         raise ValueError(f"{folder} exists: continue it with --resume, or choose another name (name=...)")
+    if not resume and job.storage and storage.exists(job.storage):
+        raise ValueError(f"{masked_url(job.storage)} holds a run: continue it with --resume, or choose another storage")
     with ExitStack() as stack:
         redis_url = stack.enter_context(services.prompt_redis(job.redis_url, needed=not resume))
         _prepare(folder)
         stack.enter_context(closing(Lock(folder)))
-        if job.storage:
-            from orchestrator.storage import Mirror
-
-            stack.enter_context(Mirror(folder, job.storage))
-        journal = stack.enter_context(closing(Journal(folder, _identity(job, models.weights_digest(job.model.path)))))
+        mirror = stack.enter_context(Mirror(folder, job.storage)) if job.storage else None
+        weights = models.weights_digest(job.model.path, job.model.revision)
+        journal = stack.enter_context(closing(Journal(folder, _identity(job, weights))))
         spec.write(job, folder / "job.yaml")
         from orchestrator.cluster import connected
         from orchestrator.dispatch import Dispatcher
@@ -73,14 +75,14 @@ def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
         files.write_json(folder / "mlflow.json", {"uri": masked_url(store), "run_id": tracker.run_id})
         finished = False
         try:
-            result = _run(job, folder, dispatcher, tracker, display)
+            result = _run(job, folder, dispatcher, tracker, display, mirror)
             finished = True
         finally:
             tracker.finish("FINISHED" if finished else "KILLED")
     return result
 
 
-def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> dict[str, Any]:
+def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirror) -> dict[str, Any]:
     from namm_core import bam
 
     started = time.monotonic()
@@ -95,6 +97,8 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display) -> d
         journal.tell(record, settled)
         recorded(record)
         files.write_lines(folder / "generations.jsonl", history)
+        if mirror and mirror.lost:
+            raise ValueError(mirror.lost)
 
     statistics = _statistics(job, dispatcher, display)
     display.start(job, dispatcher.fleet.wanted)

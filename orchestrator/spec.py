@@ -153,9 +153,16 @@ class JobSpec:
 def read(path: str | Path, overrides: list[str] | None = None) -> JobSpec:
     """Reads a job file; overrides: `dotted.key=value`, the value in YAML. Raises ValueError, one line."""
     try:
-        plain = yaml.safe_load(Path(path).read_text())
+        text = Path(path).read_text()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse(text, path, overrides)
+
+
+def parse(text: str, path: str | Path, overrides: list[str] | None = None) -> JobSpec:
+    """As `read`, of a file's text; path: for messages."""
+    try:
+        plain = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(plain, dict):

@@ -54,7 +54,8 @@ class EvaluatorActor:
         if self._leaving:  # whoever asked ends this process on reading so; if nobody does, it ends itself
             threading.Timer(5.0, os._exit, (0,)).start()
         seconds = time.perf_counter() - started
-        return Answer(tuple(outcomes), seconds, prompts.hits - hits, prompts.misses - misses, self._leaving)
+        cache = (prompts.hits - hits, prompts.misses - misses, prompts.lost)
+        return Answer(tuple(outcomes), seconds, *cache, self._leaving)
 
     def ask(self, method: str, *arguments):
         """Calls a method of the evaluator."""

@@ -19,13 +19,21 @@ class ModelConfig:
     ntk_alpha: float = 1.0
     """NTK scaling of the rotary embedding: base' = base * alpha^(d/(d-2)), d the head size; 1 is none."""
     sha256: str | None = None
-    """Digest of the weights that the job was written for (`models.weights_digest`); another one is refused."""
+    """Digest of a folder's weights (`models.weights_digest`) that the job was written for; others are refused."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub repository; None is its default branch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; `auto` takes a GPU where there is one."""
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    """How its layers are spread over all GPUs of a worker (needs the package accelerate); None: one device."""
 
     def __post_init__(self) -> None:
         if self.ntk_alpha <= 0:
             raise ValueError(f"ntk_alpha must be positive, not {self.ntk_alpha}")
+        if self.sha256 is not None and self.revision is not None:
+            raise ValueError("sha256 is for the weights of a folder, revision for those of a Hub repository: give one")
+        if self.device_map is not None and self.device != "auto":
+            raise ValueError("device_map chooses the devices: leave device at auto")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Evaluator:
         self.tasks = load_tasks(config.tasks)
         self.model, self.tokenizer = models.load(config.model)
         self.prompts = PromptStore(config.redis_url)
-        self._weights_digest = models.weights_digest(config.model.path)
+        self._weights_digest = models.weights_digest(config.model.path, config.model.revision)
         self._tokenizer_digest = models.tokenizer_digest(self.tokenizer)
         self._recent: OrderedDict[SampleRef, Prompt] = OrderedDict()
         self._tasks_digest = content_key("tasks", **config.tasks)

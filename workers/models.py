@@ -1,50 +1,58 @@
 """Loading the frozen language model and its tokenizer, from a folder or from the Hub.
 
-Knows nothing of memories or tasks.
+Only safetensors are read and no code but transformers' own is run: neither pickles nor remote code. Knows nothing of
+memories or tasks.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib.util
+import json
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
+from workers import hub
 from workers.config import ModelConfig
 
 
 def check(config: ModelConfig) -> None:
-    """Raises ValueError, one line, when the model cannot be there; fetches no weights."""
-    folder = Path(config.path)
-    if not folder.is_dir():
-        reason = "`make model` trains the small one"
-        if config.path.count("/") == 1 and not config.path.startswith((".", "/")):  # owner/name: perhaps on the Hub
-            try:
-                AutoConfig.from_pretrained(config.path)
-                return
-            except (OSError, ValueError) as error:
-                reason = f"and the Hub has none of this name to be had: {str(error).splitlines()[0]}"
-        raise ValueError(f"model folder {config.path} does not exist; {reason}")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{config.path} is no model folder: config.json is missing")
-    if config.sha256 is not None and weights_digest(config.path) != config.sha256:
-        raise ValueError(
-            f"the weights in {config.path} are not those the job was written for (model.sha256 is "
-            f"{config.sha256[:12]}..., found {weights_digest(config.path)[:12]}...); set model.sha256 to accept them"
-        )
+    """Raises ValueError, one line, when the model cannot be there or would bring code; fetches no weights."""
+    folder = _find(config)
+    _to_fetch(folder, config)
+    _read(folder, config)
 
 
-def weights_digest(path: str) -> str:
-    """SHA-256 of a folder's safetensors files in order of name; for a Hub model, of its name."""
+def pinned(config: ModelConfig) -> ModelConfig:
+    """The same, naming exactly the weights that are there now: a folder's by digest, a Hub model's by commit.
+
+    Whoever gets it loads those or raises ValueError, whatever becomes of the branch, or of the folder on another node.
+    """
+    if Path(config.path).is_dir():
+        return dataclasses.replace(config, sha256=weights_digest(config.path))
+    return dataclasses.replace(config, revision=hub.commit(config.path, config.revision))
+
+
+def weights_digest(path: str, revision: str | None = None) -> str:
+    """SHA-256 of a folder's safetensors files in order of name; for a Hub model, of `owner/name@commit`."""
+    if Path(path).is_dir():
+        files = sorted(Path(path).glob("*.safetensors"))
+        return _digest(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    return hashlib.sha256(f"{path}@{hub.commit(path, revision)}".encode()).hexdigest()
+
+
+@lru_cache(maxsize=8)  # loading asks more than once, and weights are large
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    files = sorted(Path(path).glob("*.safetensors"))
-    if not files:
-        digest.update(path.encode())
-    for file in files:
-        with file.open("rb") as f:
+    for name, _, _ in files:
+        with open(name, "rb") as f:
             while chunk := f.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
@@ -65,19 +73,138 @@ def stretch(config: PreTrainedConfig, alpha: float) -> None:
 
 
 def load(config: ModelConfig) -> tuple[PreTrainedModel, Tokenizer]:
-    """The model, in evaluation mode on its device, and its tokenizer. Raises ValueError when it cannot be loaded."""
-    check(config)
+    """The model, in evaluation mode on its device or devices, and its tokenizer.
+
+    A Hub model's weights are fetched first, by one process of a node; all read them from that local folder,
+    memory-mapped on a CPU. Raises ValueError, one line, when the model cannot be loaded.
+    """
     logging.disable_progress_bar()
+    folder = _find(config)
+    if files := _to_fetch(folder, config):
+        hub.fetch(config.path, folder.name, files)
+    settings, tokenizer = _read(folder, config)
+    if config.ntk_alpha != 1.0:
+        stretch(settings, config.ntk_alpha)
+    spread = {} if config.device_map is None else {"device_map": config.device_map}
+    if spread and importlib.util.find_spec("accelerate") is None:
+        raise ValueError("model.device_map needs the package accelerate on every node: pip install 'accelerate>=1.1'")
     try:
-        settings = AutoConfig.from_pretrained(config.path)
-        if config.ntk_alpha != 1.0:
-            stretch(settings, config.ntk_alpha)
-        model = AutoModelForCausalLM.from_pretrained(config.path, config=settings, dtype=getattr(torch, config.dtype))
-        tokenizer = AutoTokenizer.from_pretrained(config.path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the model {config.path} could not be loaded: {reason}") from None
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=settings,
+            dtype=getattr(torch, config.dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            **spread,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ValueError(_one_line(config.path, error)) from None
+    model.requires_grad_(False).eval()
+    if spread:
+        check_fits(model)
+        return model, tokenizer
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.requires_grad_(False).eval().to(device), tokenizer
+    return model.to(device), tokenizer
+
+
+def check_fits(model: PreTrainedModel) -> None:
+    """Raises ValueError when a `device_map` left parts of the model to the CPU beside GPUs, or to the disk.
+
+    It would work, but every forward call would carry those weights to the GPU again.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    outside = sum(p.device.type != device for p in model.parameters())
+    if outside:
+        gpus = f"the {torch.cuda.device_count()} GPUs" if device == "cuda" else "the memory"
+        raise ValueError(
+            f"the model does not fit into {gpus} of one worker ({outside} of its tensors are left out): give a worker "
+            "more GPUs, or choose a smaller model.dtype"
+        )
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files that transformers would read weights from, whether they are there or not.
+
+    Raises ValueError, one line, where one is no safetensors file beside its configuration.
+    """
+    name = _json(folder / "config.json").get("transformers_weights")  # a configuration may name its file
+    index = folder / "model.safetensors.index.json"
+    if name is None and index.is_file() and not (folder / "model.safetensors").is_file():
+        name = index.name
+    if name is None:
+        return ["model.safetensors"]
+    files = [name]
+    if str(name).endswith(".safetensors.index.json"):
+        shards = _json(folder / str(name)).get("weight_map")
+        files = list(shards.values()) if isinstance(shards, dict) else []
+    if not files or not all(isinstance(f, str) and f.endswith(".safetensors") and Path(f).name == f for f in files):
+        raise ValueError(f"{folder} names weights that are no safetensors file in it; other formats are refused")
+    return sorted(set(files))
+
+
+def _find(config: ModelConfig) -> Path:
+    """The folder of configuration and tokenizer; a Hub model's is named after its commit."""
+    folder = Path(config.path)
+    if folder.is_dir():
+        if config.revision is not None:
+            raise ValueError(f"{config.path} is a folder: model.revision is for models of the Hub")
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{config.path} is no model folder: config.json is missing")
+        if config.sha256 is not None and weights_digest(config.path) != config.sha256:
+            raise ValueError(
+                f"the weights in {config.path} are not those the job was written for (model.sha256 is "
+                f"{config.sha256[:12]}..., found {weights_digest(config.path)[:12]}...); set it to accept them"
+            )
+    else:
+        # A digest says that a folder is meant: its name must not be looked for on the Hub, where anyone may take it.
+        if config.sha256 is not None or not hub.is_repository(config.path):
+            raise ValueError(f"model folder {config.path} does not exist; `make model` trains the small one")
+        folder = hub.settings(config.path, config.revision)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{config.path} is no model: config.json is missing")
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{config.path} holds an adapter (adapter_config.json): merge it into its model and save that")
+    return folder
+
+
+def _to_fetch(folder: Path, config: ModelConfig) -> list[str]:
+    """Weights of a Hub model that are not there yet. Raises ValueError when they cannot be had."""
+    files = [file for file in weight_files(folder) if not (folder / file).is_file()]
+    if files and (Path(config.path).is_dir() or not hub.has(config.path, folder.name, files[0])):
+        raise ValueError(
+            f"{config.path} lacks weights in safetensors format ({files[0]}); pickled ones, .bin, are refused, for "
+            "reading them can run code: where you trust it, "
+            f'AutoModelForCausalLM.from_pretrained("{config.path}").save_pretrained(FOLDER) converts them'
+        )
+    return files
+
+
+def _read(folder: Path, config: ModelConfig) -> tuple[PreTrainedConfig, Tokenizer]:
+    """Configuration and tokenizer."""
+    try:
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(_one_line(config.path, error)) from None
+    settings._attn_implementation = None  # what config.json asks for may be a kernel to fetch from the Hub
+    return settings, tokenizer
+
+
+def _json(file: Path) -> dict:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    return found
+
+
+def _one_line(path: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return f"the model {path} brings Python code of its own, which is not run: choose one that transformers knows"
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"the model {path} could not be loaded: {reason}"

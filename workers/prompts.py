@@ -93,6 +93,7 @@ class PromptStore:
     Attributes:
         hits, misses: what `get` answered, wherever it was found.
         failures: calls to Redis that failed.
+        lost: whether the last call to Redis failed.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class PromptStore:
         self._url, self._password = url, password
         self._local: OrderedDict[str, np.ndarray] = OrderedDict()
         self._local_bytes = 0
-        self._lost = False
+        self.lost = False
         self._retry_at = 0.0
         self.hits = self.misses = self.failures = 0
         # The client's own defaults block a call for 4.4 s when the server is down.
@@ -178,14 +179,14 @@ class PromptStore:
         except (redis.RedisError, OSError) as error:
             self.failures += 1
             self._retry_at = time.monotonic() + self._arguments["retry_every"]
-            if not self._lost:
+            if not self.lost:
                 reason = masked_url(f"{type(error).__name__}: {error}")
                 logger.warning("Redis at %s is lost (%s); going on without it", masked_url(self._url), reason)
-            self._lost = True
+            self.lost = True
             return None
-        if self._lost:
+        if self.lost:
             logger.warning("Redis at %s is back", masked_url(self._url))
-        self._lost = False
+        self.lost = False
         return answer
 
 

@@ -84,6 +84,8 @@ class Answer:
     """Prompts found in Redis."""
     misses: int = 0
     """Prompts made anew."""
+    redis_lost: bool = False
+    """Whether the worker goes on without Redis."""
     leaving: bool = False
     """Whether the worker was told to go, and takes no more work."""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+from contextlib import closing
 
 import pytest
 
 from orchestrator import spec
+from orchestrator.journal import Lock
 
 
 def refused(process, tmp_path) -> str:
@@ -95,8 +97,12 @@ def test_runs_lists_what_is_there(namm, tmp_path, smoke):
     (tmp_path / "runs" / "first" / "result.json").write_text(json.dumps(result))
     printed, errors = (process := namm("runs")).communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert "namm 0.625 at 0.25 kept" in printed and "9 generations, seed 4" in printed
-    assert "second" in printed and "unfinished, 0 generations told" in printed
+    first, second = (line.split() for line in printed.splitlines() if line.startswith(("first", "second")))
+    assert first[1] == "finished" and first[-3:] == ["0.625", "0.25", "0.500"]
+    assert second[1] == "interrupted" and second[-1] == "0/3"
+    with closing(Lock(tmp_path / "runs" / "second")):
+        printed, _ = namm("runs").communicate(timeout=120)
+    assert "running" in printed and "interrupted" not in printed
 
 
 def test_settings_hold_no_torch():
