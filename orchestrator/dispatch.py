@@ -71,6 +71,7 @@ class _Shard:
     errors: int = 0
     late: int = 0
     deaths: int = 0
+    starved: int = 0
     alone: bool = False
     """Whether it is sent by itself, so that a failure is its own."""
     memory: int = 0
@@ -356,8 +357,8 @@ class Dispatcher:
         if largest <= shard.memory:
             raise WorkFailed(
                 f"out of memory on the largest worker ({had / 2**30:.1f} GiB) at {shard.names} ({reason}): lower "
-                "workers.candidates_per_call or workers.samples_per_call under another name, or add larger workers "
-                "and --resume"
+                "workers.candidates_per_call or workers.samples_per_call under another name; or --resume with larger "
+                "workers, or with fewer on a machine (workers.count)"
             )
         logger.warning("out of memory at %s with %.1f GiB; it goes to a larger worker", shard.names, had / 2**30)
         self._again(shard)
@@ -378,8 +379,9 @@ class Dispatcher:
                 if shard in self._open:
                     shard.deaths += 1
                     shard.alone |= shard.deaths >= TRIES
-                    if event.memory and len(call.shards) == 1:
-                        self._out_of_memory(shard, worker.memory, "killed by its machine")
+                    shard.starved += event.memory and len(call.shards) == 1
+                    if shard.starved >= TRIES:  # fewer may be somebody else's doing
+                        self._out_of_memory(shard, worker.memory, f"killed by its machine {TRIES} times")
                     elif shard.deaths >= DEATHS:
                         raise WorkFailed(
                             f"{DEATHS} workers died over {shard.names}: it may need more memory than a worker has "

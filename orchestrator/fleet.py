@@ -185,6 +185,8 @@ class RayFleet:
             memory = isinstance(error, ray.exceptions.OutOfMemoryError)
             if what != "call":
                 self._failed_starts += 1
+                reason = "its machine ran out of memory" if memory else "it died"
+                self._events.append(NotStarted(RuntimeError(reason)))
             ray.kill(worker.actor)
             self._lost(number, "ran out of memory" if memory else "died", memory, tell=what == "call")
         else:
