@@ -122,6 +122,18 @@ def test_a_sample_that_is_too_slow_everywhere_is_quarantined_after_three_workers
     assert set(dispatcher.journal.quarantined) == {REFS[4]}
 
 
+def test_a_quarantined_sample_does_not_change_the_units_of_others(start):
+    """Where units have a fixed shape, the samples of a failed unit go together, and the other units stay as they are."""
+    sick = Failure("error", "ValueError: no such text")
+    fleet = WaitingFleet([0.002] * 2, lambda worker, unit: sick if REFS[4] in unit.samples else None)
+    dispatcher = start(fleet, samples_per_call=3)
+    first = dispatcher.evaluate(POLICIES[:2], REFS)
+    again = dispatcher.evaluate(POLICIES, REFS)
+    assert [[r is None for r in row] for row in (*first, *again)] == [[3 <= i < 6 for i in range(11)]] * 9
+    shapes = {tuple(ref.index for ref in unit.samples) for _, units in fleet.sent for unit in units}
+    assert shapes == {(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10)}
+
+
 def test_out_of_memory_goes_to_a_larger_worker(start, caplog):
     large = 8 * 2**30
 
