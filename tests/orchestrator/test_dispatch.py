@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+import subprocess
 import threading
 import time
 from contextlib import ExitStack, closing, suppress
@@ -14,6 +16,7 @@ import pytest
 
 from benchmarks.waiting import result_of
 from namm_core.config import NammConfig
+from orchestrator import services
 from orchestrator.cluster import connected
 from orchestrator.dispatch import Dispatcher
 from orchestrator.fleet import RayFleet
@@ -183,6 +186,36 @@ def test_a_question_is_asked_again_where_its_worker_died(start):
     assert mean.shape == var.shape == (17,) and count > 0 and dispatcher.cost.lost == 1
     with pytest.raises(ValueError, match="keeps every token"):
         dispatcher.ask("kept_map", PolicySpec("full"), REFS[0])
+
+
+def test_redis_may_go_and_come_back(cluster, config, expected, tmp_path, caplog):
+    """A real server on a port: killed, the workers make their own prompts; started again, they share them again."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [services.redis_program(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+
+    def serve() -> subprocess.Popen:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path)
+
+    server = serve()
+    try:
+        services.check_redis(url := f"redis://127.0.0.1:{port}/0", 10)
+        spec = WorkerSpec(count=1)
+        with closing(RayFleet(replace(config, redis_url=url), spec)) as fleet:
+            dispatcher = Dispatcher(fleet, spec, Journal(tmp_path, "job"))
+            assert dispatcher.evaluate(POLICIES[:1], REFS[:4]) == [expected[0][:4]]
+            server.kill()
+            server.wait()
+            assert dispatcher.evaluate(POLICIES[:1], REFS[:8]) == [expected[0][:8]]
+            assert caplog.messages.count("Redis is lost: workers go on with prompts of their own") == 1
+            server = serve()
+            services.check_redis(url, 10)
+            time.sleep(5.5)  # a worker leaves a lost Redis alone for 5 s
+            assert dispatcher.evaluate(POLICIES[:1], REFS) == [expected[0]]
+            assert caplog.messages[-1] == "Redis is back for all workers"
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_a_fleet_that_is_closed_leaves_no_process(start):
