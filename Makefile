@@ -8,13 +8,15 @@ RUN ?=
 # Where pip looks for torch besides PyPI, for instance an index of CPU wheels.
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+# For instance --seed 1 --folder build/chaos, or --small.
+CHAOS_ARGS ?=
 
 BIN := $(VENV)/bin
 # Spinning threads on shared cores cost a factor of ten.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: evolve resume headline model test lint setup ui report clean
+.PHONY: evolve resume headline model test chaos cluster-test bench-dispatch lint setup ui report clean
 
 evolve: setup
 	$(BIN)/namm evolve $(CONFIG)
@@ -30,6 +32,18 @@ model: setup
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# A job killed at from all sides against the same job left alone; within 20 minutes on two cores.
+chaos: setup
+	$(BIN)/python -m tests.system.chaos $(CHAOS_ARGS)
+
+# A real cluster on this machine, in network namespaces; needs root, says so where it is not.
+cluster-test: setup
+	$(BIN)/python -m tests.system.cluster
+
+# What handing out the work costs, and what a second worker brings.
+bench-dispatch: setup
+	$(BIN)/python -m benchmarks.dispatch
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -123,7 +123,7 @@ def test_a_sample_that_is_too_slow_everywhere_is_quarantined_after_three_workers
 
 
 def test_a_quarantined_sample_does_not_change_the_units_of_others(start):
-    """Where units have a fixed shape, the samples of a failed unit go together, and the other units stay as they are."""
+    """The samples of a failed unit go together, and the other units keep their shape."""
     sick = Failure("error", "ValueError: no such text")
     fleet = WaitingFleet([0.002] * 2, lambda worker, unit: sick if REFS[4] in unit.samples else None)
     dispatcher = start(fleet, samples_per_call=3)
