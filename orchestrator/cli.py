@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -31,6 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
         return options.command(options) or 0
     except (ValueError, WorkFailed) as error:
         print(f"namm: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"namm: {error.strerror}{where}; what was written is safe: make room, then --resume", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -146,7 +146,8 @@ class JobSpec:
         plain = dataclasses.asdict(self)
         for name in ("name", "storage", "redis_url", "mlflow_uri", "workers", "generations", "evaluation"):
             del plain[name]
-        plain["unit"] = [self.workers.candidates_per_call, self.workers.samples_per_call]
+        workers = self.workers  # the shape of a unit, and threads: both decide in which order sums are formed
+        plain["unit"] = [workers.candidates_per_call, workers.samples_per_call, workers.threads]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
