@@ -137,11 +137,12 @@ def main() -> int:
     console.print("two workers against one", style="bold")
     ratio, one, two = speedup(options.alternations, options.evaluations)
     head = f"{'workers':22}{'shards':>8}{'seconds':>9}{'of ideal':>10}{'own ms/shard':>14}{'own s/generation':>18}"
-    console.print(f"\n{head}{'calls':>7}{'copies':>8}", style="bold")
+    console.print(f"\n{head}{'calls':>7}{'copies':>8}", style="bold", soft_wrap=True)
     for row in rows:
         console.print(
             f"{row['workers']:22}{row['shards']:>8}{row['seconds']:>9.1f}{row['of_ideal']:>10.1%}{row['own_ms']:>14.2f}"
-            f"{row['own_seconds']:>18.1f}{row['calls']:>7}{row['copies']:>8}"
+            f"{row['own_seconds']:>18.1f}{row['calls']:>7}{row['copies']:>8}",
+            soft_wrap=True,
         )
     missed = [f"{r['workers']}: own time" for r in rows if r["own_ms"] > MOST_MS_A_SHARD]
     missed += ["32 Ray actors: of ideal"] if rows[0]["of_ideal"] < LEAST_OF_IDEAL else []
