@@ -32,7 +32,9 @@ def connected(address: str | None, namespace: str, cpus: int | None = None) -> I
         ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"no Ray cluster answers at workers.ray_address={address} ({reason})") from None
+        raise ValueError(
+            f"no Ray cluster answers at {address} ({reason}): correct workers.ray_address or RAY_ADDRESS"
+        ) from None
     signal.signal(signal.SIGTERM, told_to_go)  # ray.init sets its own
     try:
         yield
