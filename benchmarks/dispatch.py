@@ -122,7 +122,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=192)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a unit")
     parser.add_argument("--alternations", type=int, default=5, help="of one and two workers")
-    parser.add_argument("--evaluations", type=int, default=192, help="in each of them")
+    parser.add_argument("--evaluations", type=int, default=384, help="in each of them")
     options = parser.parse_args()
     (ROOT / "runs").mkdir(exist_ok=True)
     size = (options.seconds, options.candidates, options.samples)
