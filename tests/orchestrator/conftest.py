@@ -54,3 +54,15 @@ def job_file(tmp_path, smoke):
         return str(path)
 
     return write
+
+
+@pytest.fixture(params=["file", "memory"])
+def url(request, tmp_path) -> str:
+    """Where a run folder may be kept twice."""
+    return f"file://{tmp_path}/kept/run" if request.param == "file" else f"memory://{tmp_path.name}/run"
+
+
+@pytest.fixture
+def kept(tmp_path) -> Path:
+    """The folder of a file:// URL."""
+    return tmp_path / "kept"
