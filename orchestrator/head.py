@@ -162,8 +162,7 @@ def _write_environment(config: HeadConfig, folder: Path, address: str, cache_pas
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
-        # `ray job stop` is then Ctrl-C with time to put everything away, not SIGTERM and SIGKILL 3 s later.
-        "RAY_JOB_STOP_SIGNAL": "SIGINT",
+        # `ray job stop` is SIGTERM, which a job takes as Ctrl-C, with time to put everything away: not 3 s.
         "RAY_JOB_STOP_WAIT_TIME_S": "30",
     }
     path = folder / "environment"

@@ -40,18 +40,20 @@ def read_all(folder: Path) -> list[Run]:
 
 
 def table(runs: list[Run]) -> Table:
-    """One line for each run; the best on validation of all is marked."""
+    """One line for each run, narrow enough for 80 columns: generations told, scores of the memory and of the full cache
+    on validation (the best run of all is marked) and, where it is finished, on held-out samples."""
     shown = Table(box=None, pad_edge=False)
-    for column in ("run", "state", "model", "trained on"):
-        shown.add_column(column)
-    for column in ("seed", "generations", "validation", "kept", "full", "held-out", "kept", "full"):
-        shown.add_column(column, justify="right")
+    for column in ("run", "state"):
+        shown.add_column(column, no_wrap=True)
+    shown.add_column("model", overflow="fold", min_width=12)
+    for column in ("seed", "told", "vali-\ndation", "kept", "full", "held-\nout", "kept", "full"):
+        shown.add_column(column, justify="right", no_wrap=True)
     looks = {run.name: _best_look(run) for run in runs}
     best = max((look["validation_fitness"] for look in looks.values() if look), default=None)
     for run in runs:
         look, settings = looks[run.name], run.settings
         row = [run.name, run.state, Path(settings.get("model", {}).get("path", "?")).name]
-        row += [", ".join(settings.get("train", [])), str(settings.get("seed", 0))]
+        row.append(str(settings.get("seed", 0)))
         row.append(f"{len(run.generations)}/{settings.get('generations', '?')}")
         if look:
             mark = "*" if look["validation_fitness"] == best and len(runs) > 1 else ""
