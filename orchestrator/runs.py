@@ -42,10 +42,10 @@ def read_all(folder: Path) -> list[Run]:
 def table(runs: list[Run]) -> Table:
     """One line for each run, narrow enough for 80 columns: generations told, scores of the memory and of the full cache
     on validation (the best run of all is marked) and, where it is finished, on held-out samples."""
-    shown = Table(box=None, pad_edge=False)
+    shown = Table(box=None, pad_edge=False, collapse_padding=True)
     for column in ("run", "state"):
         shown.add_column(column, no_wrap=True)
-    shown.add_column("model", overflow="fold", min_width=12)
+    shown.add_column("model", overflow="fold", min_width=8)
     for column in ("seed", "told", "vali-\ndation", "kept", "full", "held-\nout", "kept", "full"):
         shown.add_column(column, justify="right", no_wrap=True)
     looks = {run.name: _best_look(run) for run in runs}
