@@ -59,6 +59,9 @@ class Lease:
         if time.monotonic() - self.renewed < self._beat:
             return True
         owner = self._read()
+        if owner is None:
+            self._store.check_root()
+            owner = self._read()  # it may have been away and be back, with another owner
         if owner and owner["id"] != self._id:
             raise Lost(
                 f"storage {self._store.label} was taken over by another job ({_who(owner)}) while this one gave no "

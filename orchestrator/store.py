@@ -64,6 +64,11 @@ class Store:
         if self._protocol in _REAL_FOLDERS:
             self._fs.makedirs(self.root, exist_ok=True)
 
+    def check_root(self) -> None:
+        """Raises FileNotFoundError where the root is a folder that is gone: a lost mount is not an empty one."""
+        if self._protocol in _REAL_FOLDERS and not self._fs.isdir(self.root):
+            raise FileNotFoundError(self.root)
+
     def list(self) -> dict[str, int]:
         """Sizes in bytes by name."""
         found = self._fs.find(self.root, detail=True)

@@ -4,6 +4,7 @@ Nothing here makes the search wait: what is told goes into a queue, and a thread
 server is back. Knows nothing of what the numbers mean, and never sends a password.
 """
 
+import fcntl
 import json
 import logging
 import math
@@ -11,7 +12,8 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.secrets import without_secrets
@@ -99,12 +101,13 @@ class Tracker:
         try:
             if (file := sqlite_file(uri)) is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
-            self._client = MlflowClient(uri)
-            run = self._resumed(run_id) if run_id else None
-            if run is None:
-                parent = _experiment(self._client, uri, experiment, artifact_location)
-                run = self._client.create_run(parent, run_name=run_name)
-            elif history := self._client.get_metric_history(run_id, "system/cpu_utilization_percentage"):
+            with _alone(file):
+                self._client = MlflowClient(uri)
+                run = self._resumed(run_id) if run_id else None
+                if run is None:
+                    parent = _experiment(self._client, uri, experiment, artifact_location)
+                    run = self._client.create_run(parent, run_name=run_name)
+            if history := self._client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage"):
                 first_step = 1 + max(point.step for point in history)
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             raise ValueError(f"MLflow at {masked_url(uri)} cannot be used: {first_line(error)}") from None
@@ -247,6 +250,17 @@ def git_tags() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"mlflow.source.git.commit": revision, "git.dirty": str(dirty).lower()}
+
+
+@contextmanager
+def _alone(file: Path | None) -> Iterator[None]:
+    """One job at a time: two that make the tables of a new sqlite store together break it for each other."""
+    if file is None:
+        yield
+        return
+    with file.with_name(f"{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _experiment(client: MlflowClient, uri: str, name: str, artifact_location: str | None) -> str:

@@ -92,6 +92,25 @@ def test_one_worker_gives_the_same_bits_as_two(finished, namm, job_file, tmp_pat
     assert np.array_equal(theta_of(tmp_path / "runs" / "smoke"), theta_of(finished[0] / "runs" / "smoke"))
 
 
+def test_two_jobs_share_a_cluster(finished, namm, job_file, tmp_path):
+    """Each with a worker of its own, at the same time; the one that is the smoke job gives the smoke job's bits."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        joined = {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled"}
+        job = job_file(workers={"count": 1})
+        both = [namm("evolve", job, env=joined), namm("evolve", job, "name=other", "seed=1", env=joined)]
+        for process in both:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:
+        cluster.shutdown()
+    runs = tmp_path / "runs"
+    assert result_of(runs / "smoke") == result_of(finished[0] / "runs" / "smoke")
+    assert not np.array_equal(theta_of(runs / "other"), theta_of(runs / "smoke"))
+
+
 def test_killed_and_resumed_on_another_machine_it_ends_in_the_same_place(finished, namm, job_file, tmp_path):
     """kill -9 of the whole job in the middle of a generation, its folder gone; then --resume from its storage."""
     url = (tmp_path / "storage").as_uri()
