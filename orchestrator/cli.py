@@ -132,7 +132,9 @@ def _runs(options: argparse.Namespace) -> None:
 
 
 def _ui(options: argparse.Namespace) -> None:
-    uri = options.uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(Path.cwd())
+    uri = (
+        options.uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(RUNS.parent)
+    )  # where jobs put it
     file = services.sqlite_file(uri)
     if file is not None and not file.exists():
         raise ValueError(f"{file} does not exist yet: run a job first (make evolve), or name a store with --uri")
