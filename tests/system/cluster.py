@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -181,7 +181,7 @@ def submit(cluster: Cluster, name: str, *job: str) -> Callable[[], bool]:
 
 
 def kill_raylet(machine: Machine) -> None:
-    raylets = [process for process in machine.processes() if process.name() == "raylet"]
+    raylets = [process for process, name in machine.running() if name == "raylet"]
     expect(len(raylets) == 1, f"{machine.name} runs {len(raylets)} raylets")
     raylets[0].kill()
 
@@ -220,9 +220,10 @@ def compare(cluster: Cluster, reference: subprocess.Popen) -> None:
 def restart_head(cluster: Cluster) -> None:
     """Ray on the head dies, and the job there; `ray up --restart-only` starts Ray again, which finds its worker."""
     before = cluster.nodes()
-    for process in cluster.head.processes():
-        if process.name() in ("gcs_server", "raylet"):
-            process.kill()
+    for process, name in cluster.head.running():
+        if name in ("gcs_server", "raylet"):
+            with suppress(psutil.NoSuchProcess):  # one may go when the other does
+                process.kill()
     cluster.ask("ray", "up", str(cluster.file), "-y", "--restart-only", limit=180)
     address = cluster.workers[0].address
     wait("the head finds its worker", lambda: address in cluster.nodes(), 60, 1)
@@ -232,8 +233,14 @@ def restart_head(cluster: Cluster) -> None:
 def down(cluster: Cluster) -> None:
     cluster.ask("ray", "exec", str(cluster.file), "namm head stop")
     cluster.ask("ray", "down", str(cluster.file), "-y", limit=90)
-    left = {process.name() for process in cluster.head.processes()} - {"sshd", "bash", "sleep"}
-    expect(not left, f"after `ray down` the head still runs {left}")
+
+    def left() -> set[str]:
+        return {name for _, name in cluster.head.running()} - {"sshd", "bash", "sleep"}
+
+    end = time.monotonic() + 10  # what was told to end may take a moment
+    while left() and time.monotonic() < end:
+        time.sleep(0.2)
+    expect(not left(), f"after `ray down` the head still runs {left()}")
 
 
 def main() -> int:

@@ -107,6 +107,16 @@ class Machine:
         enter = ["nsenter", "-t", str(self.pid), "--net", "--pid", "--mount", "--", "env", "-i", *settings]
         return [*enter, "bash", "-c", 'cd "$0" && exec "$@"', str(cwd), *words]
 
+    def running(self) -> list[tuple[psutil.Process, str]]:
+        """What runs on the machine, with its name; what ends while it is looked at is left out."""
+        found = []
+        for process in self.processes():
+            try:
+                found.append((process, process.name()))
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
     def processes(self) -> list[psutil.Process]:
         """What runs on the machine, its PID 1 left out."""
         try:
