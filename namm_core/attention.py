@@ -90,9 +90,12 @@ def attention_forward(
     out = query.new_zeros(query.shape[0], tokens, query.shape[1], value.shape[-1])
     for block in layer.plan(tokens, real):
         layer.append(block.take(key), block.take(value), block)
-        attended, weights = _attend(layer, block, block.take(query), scaling, softcap, sliding_window)
+        queries = block.take(query)
+        attended, weights = _attend(layer, block, queries, scaling, softcap, sliding_window)
         if layer.policy.needs_attention:
             layer.observe(weights, block)
+        if layer.policy.needs_queries:
+            layer.summarise(queries, block)
         block.put(out, attended)
         layer.finish(block, sliding_window)
     return out, None

@@ -46,7 +46,8 @@ class MemoryLayer(CacheLayerMixin):
         self.keys = key_states[:, :, :0]
         self.values = value_states[:, :, :0]
         self.positions = torch.zeros(rows, heads, 0, dtype=torch.int64, device=device)
-        self.state = self.policy.start(rows, heads, device)
+        self.state = self.policy.start(rows, heads, device, key_states.dtype)
+        self.summary = {}
         self.row = torch.arange(rows, device=device) // (rows // known)
         self.fed = [0] * rows
         self.is_initialized = True
@@ -85,6 +86,10 @@ class MemoryLayer(CacheLayerMixin):
         """Shows the policy a block's attention, (rows, kv_heads, new, keys)."""
         self.state = self.policy.observe(self.state, weights, block.fed, block.counts)
 
+    def summarise(self, query: Tensor, block: Block) -> None:
+        """Shows the policy a block's queries, (rows, heads, new, size)."""
+        self.summary = self.policy.summarise(self.summary, query, block.positions(query.device))
+
     def finish(self, block: Block, window: int | None) -> None:
         """Counts the block and, where a row's interval is full, forgets."""
         self.fed = [f + c for f, c in zip(block.fed, block.counts, strict=True)]
@@ -97,7 +102,7 @@ class MemoryLayer(CacheLayerMixin):
             outside = (self.positions <= newest[:, None, None] - window) & due[:, None, None]
             if bool(outside.any()):
                 self._pack((self.positions >= 0) & ~outside)
-        view = View(self.positions, self.keys, self.values, newest, self.row, due, self.index)
+        view = View(self.positions, self.keys, self.values, newest, self.row, due, self.index, self.summary)
         keep = self.policy.keep(self.state, view)
         keep = keep | (self.positions == newest[:, None, None]) | ~due[:, None, None]
         self._pack(keep & (self.positions >= 0))
@@ -144,6 +149,7 @@ class MemoryLayer(CacheLayerMixin):
         self.keys, self.values = self.keys[indices], self.values[indices]
         self.positions, self.row = self.positions[indices], self.row[indices]
         self.state = {name: t[indices] for name, t in self.state.items()}
+        self.summary = {name: t[indices] for name, t in self.summary.items()}
         self.fed = [self.fed[i] for i in indices.tolist()]
 
 
@@ -202,7 +208,11 @@ class MemoryCache(Cache):
     def state_nbytes(self) -> int:
         """Bytes of everything else that is held: positions and the policy's state."""
         held = [layer for layer in self.layers if layer.is_initialized]
-        return sum(_nbytes(t) for layer in held for t in (layer.positions, layer.row, *layer.state.values()))
+        return sum(
+            _nbytes(t)
+            for layer in held
+            for t in (layer.positions, layer.row, *layer.state.values(), *layer.summary.values())
+        )
 
 
 def _nbytes(tensor: Tensor) -> int:

@@ -61,6 +61,7 @@ class Namm:
     """
 
     needs_attention = True
+    needs_queries = False
 
     def __init__(
         self,
@@ -89,9 +90,9 @@ class Namm:
 
     # What a cache calls ------------------------------------------------------------------------------------
 
-    def start(self, rows: int, heads: int, device: torch.device) -> State:
+    def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
         """See `Policy.start`."""
-        return self._spectrogram.start(rows, heads, device)
+        return self._spectrogram.start(rows, heads, device, dtype)
 
     def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
         """See `Policy.observe`; attention is the mean over each query group."""
@@ -144,7 +145,7 @@ class Namm:
         sorted_attention = attention.gather(-1, order[:, :, None].expand(attention.shape)).float()
         old = columns - new
         if state is None:
-            tensors, fed = self.start(rows, heads, attention.device), 0
+            tensors, fed = self.start(rows, heads, attention.device, torch.float32), 0
             tensors = {name: t.new_zeros(*t.shape[:3], old) for name, t in tensors.items()}
         else:
             fed = state.fed

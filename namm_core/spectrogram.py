@@ -38,10 +38,15 @@ class Spectrogram:
         self._odd = torch.cat([torch.cos(angle[1::2]), torch.sin(angle[1::2])]).float()
         self.decay = config.ema**hop
 
-    def start(self, rows: int, heads: int, device: torch.device) -> State:
-        """The state of a memory that has seen nothing: no keys, no pending queries."""
-        shape = {"average": self.config.frequencies, "carried": self.config.hop, "pending": 0}
-        return {name: torch.zeros(rows, heads, size, 0, device=device) for name, size in shape.items()}
+    def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype = torch.float32) -> State:
+        """The state of a memory that has seen nothing: no keys, no pending queries.
+
+        dtype: of the cached keys; where they are in half precision, recent attention (0 to 1) is held in float16.
+        """
+        held = torch.float32 if dtype.itemsize >= 4 else torch.float16
+        shape = {"average": (self.config.frequencies, torch.float32), "carried": (self.config.hop, held)}
+        shape["pending"] = (0, held)
+        return {name: torch.zeros(rows, heads, n, 0, device=device, dtype=kind) for name, (n, kind) in shape.items()}
 
     def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
         """Advances the averages by one block of queries.
@@ -58,11 +63,11 @@ class Spectrogram:
 
     def _observe_alike(self, state: State, attention: Tensor) -> State:
         """All rows stand at the same phase of a hop: no row needs a mask."""
-        hop = self.config.hop
+        hop, held = self.config.hop, state["pending"].dtype
         if state["pending"].shape[2]:
             attention = torch.cat([state["pending"], attention], dim=2)
         frames = attention.shape[2] // hop
-        pending = attention[:, :, frames * hop :]
+        pending = attention[:, :, frames * hop :].to(held, copy=True)  # never a view of the whole block
         if not frames:
             return {**state, "pending": pending}
         blocks = attention[:, :, : frames * hop].unflatten(2, (frames, hop))
@@ -71,7 +76,7 @@ class Spectrogram:
         weights = ((1 - self.decay) * self.decay**exponents).float()  # docs/memory.md 4
         average = torch.einsum("rhtfk,t->rhfk", magnitudes, weights)
         average.add_(state["average"], alpha=self.decay**frames)
-        return {"average": average, "carried": blocks[:, :, -1].clone(), "pending": pending.clone()}
+        return {"average": average, "carried": blocks[:, :, -1].to(held, copy=True), "pending": pending}
 
     def _observe_each(self, state: State, attention: Tensor, phases: list[int], counts: list[int]) -> State:
         """Rows at different phases: queries go to slots that begin at each row's own hop boundary."""
@@ -94,7 +99,7 @@ class Spectrogram:
         weights = torch.where(exponents >= 0, weights, 0.0).float()
         average = torch.einsum("rhtfk,rt->rhfk", magnitudes, weights)
         average += state["average"] * (self.decay ** frames.double()).float()[:, None, None, None]
-        history = torch.cat([state["carried"][:, :, None], grid], dim=2)
+        history = torch.cat([state["carried"][:, :, None], grid.to(state["carried"].dtype)], dim=2)
         row = torch.arange(rows, device=device)
         return {
             "average": average,
@@ -106,7 +111,7 @@ class Spectrogram:
         """|X| of each frame, (rows, kv_heads, frames, frequencies, keys), from hop blocks and the one before."""
         device, half = blocks.device, self.config.hop // 2
         window = self._window.to(device)
-        hops = torch.cat([carried[:, :, None], blocks.float()], dim=2)
+        hops = torch.cat([carried[:, :, None].float(), blocks.float()], dim=2)
         first, second = hops[:, :, :-1] * window[0], hops[:, :, 1:] * window[1]
         even = torch.matmul(self._even.to(device), first + second).square_()
         odd = torch.matmul(self._odd.to(device), first - second).square_()

@@ -1,12 +1,13 @@
 """The interface of everything that can decide what a cache forgets.
 
-A policy holds its configuration, never the state of a sequence: the cache carries that, as named tensors whose
-last axis is the cached keys, and moves them with the keys when it forgets, repeats or reorders.
+A policy holds its configuration, never the state of a sequence: the cache carries that and moves it when it
+forgets, repeats or reorders. What belongs to cached keys (`start`, `observe`) is named tensors whose last axis is the
+keys; what belongs to a row as a whole (`summarise`) is named tensors whose first axis is the rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -33,6 +34,8 @@ class View:
     """(rows,) bool, rows that are being updated; what is decided for the others is ignored."""
     layer: int
     """Index of the layer."""
+    summary: State = field(default_factory=dict)
+    """What `summarise` made of the queries so far, (rows, ...) each; empty where it is not asked for."""
 
 
 class Policy(Protocol):
@@ -42,17 +45,30 @@ class Policy(Protocol):
     """Tokens fed to a row between two updates of its memory."""
     needs_attention: bool
     """Whether `observe` must be called; without it, attention may run in fused kernels."""
+    needs_queries: bool
+    """Whether `summarise` must be called."""
     rows: int
     """Rows that the policy tells apart (1: the same for all)."""
 
-    def start(self, rows: int, heads: int, device: torch.device) -> State:
-        """State of a memory that has seen nothing; keys (none yet) are the last axis of every tensor."""
+    def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
+        """State of a memory that has seen nothing; (rows, kv_heads, size, 0): keys (none yet) are the last axis.
+
+        dtype: of the cached keys. What is held for each key may be held in half precision where the keys are.
+        """
         ...
 
     def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
         """Takes in the attention (rows, kv_heads, new, keys) of one block of queries; returns the new state.
 
         fed: tokens of each row before the block; counts: tokens of each row in it, right-aligned.
+        """
+        ...
+
+    def summarise(self, summary: State, queries: Tensor, positions: Tensor) -> State:
+        """Takes in the queries of one block, where `needs_queries`; returns the new summary, (rows, ...) tensors.
+
+        summary: {} at first; queries: (rows, heads, new, head size), after rotary embedding; positions: (rows, new),
+        -1 for blank ones.
         """
         ...
 
@@ -66,13 +82,17 @@ class Stateless:
 
     update_interval: int
     needs_attention = False
+    needs_queries = False
     rows = 1
 
-    def start(self, rows: int, heads: int, device: torch.device) -> State:
+    def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
         return {}
 
     def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
         return state
+
+    def summarise(self, summary: State, queries: Tensor, positions: Tensor) -> State:
+        return summary
 
 
 def top(scores: Tensor, view: View, budget: Tensor | int) -> Tensor:

@@ -21,11 +21,12 @@ class H2O:
     recent: float = 0.5
     """Share of the budget that goes to the newest tokens; the paper's is a half."""
     needs_attention = True
+    needs_queries = False
 
     def __post_init__(self) -> None:
         self.rows = 1 if isinstance(self.budget, int) else len(self.budget)
 
-    def start(self, rows: int, heads: int, device: torch.device) -> State:
+    def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
         return {"received": torch.zeros(rows, heads, 1, 0, device=device)}
 
     def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
