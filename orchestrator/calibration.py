@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 
 TOLERANCE = 0.005
 """Distance from a wanted fraction that is near enough."""
-LOOKS = 6
-"""Most looks at the curve for one fraction."""
+LOOKS = 8
+"""Most looks at the curve for one fraction; three are usual."""
 FIRST_STEP = 0.1
 """First step away from what is known; scores of evolved memories are of the order of one."""
 GROWTH = 4.0

@@ -23,6 +23,8 @@ OTHER_COLOURS = (VERMILION, GREEN, ORANGE, PURPLE, OCHRE, GREY)
 MARKERS = "sD^vPX<>hp"
 LABELS_APART = 0.042
 """Least distance of two labels, as a share of the picture's height."""
+BARS_APART = 0.0035
+"""Distance of two policies' interval bars at one size, as a kept fraction."""
 
 
 def draw(points: Sequence[Mapping], path: str | Path, title: str) -> None:
@@ -37,16 +39,19 @@ def draw(points: Sequence[Mapping], path: str | Path, title: str) -> None:
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots()
     axes.axhline(full["score"], color=INK, lw=1.4, ls="--", zorder=1)
-    labels = [(full["score"], None, "full cache", INK)]
+    labels = []
     styles = _styles(points)
-    for name, style in styles.items():
+    for number, (name, style) in enumerate(styles.items()):
         curve = sorted((p for p in points if p["policy"] == name), key=lambda p: p["kept"])
-        _curve(axes, curve, style)
-        labels.append((curve[-1]["score"], curve[-1]["kept"], _label(name), style["color"]))
-    axes.set_xlim(0.0, 1.0)
+        # Bars of one size stand side by side, or they would hide each other.
+        _curve(axes, curve, style, aside=(number - (len(styles) - 1) / 2) * BARS_APART)
+        if name != "oracle":
+            labels.append(([p["score"] for p in reversed(curve)], curve[-1]["kept"], _label(name), style["color"]))
+    widest = max((kept for _, kept, *_ in labels), default=1.0)
+    axes.set_xlim(0.0, min(widest + 0.03, 1.0) if labels else 1.0)
     scores = [point["score"] for point in points]
-    room = max(0.05 * (max(scores) - min(scores)), 0.02)
-    axes.set_ylim(max(min(scores) - room, -0.02), min(max(scores) + room, 1.02))
+    room = max(0.07 * (max(scores) - min(scores)), 0.02)
+    axes.set_ylim(min(scores) - room, max(scores) + room)
     axes.set_xlabel("kept fraction of the KV cache, right after the prompt")
     axes.set_ylabel("score on held-out samples (mean over kinds of task)")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -55,9 +60,12 @@ def draw(points: Sequence[Mapping], path: str | Path, title: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     _name_lines(axes, labels)
-    note = f"{full['samples']} samples; bars: 95 % interval of the paired difference to the full cache"
-    if any(point["policy"] in ("namm", "oracle") for point in points):
-        note += "; large marks: NAMM as evolved, oracle at its own size"
+    where = axes.get_yaxis_transform()
+    over = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+    axes.annotate("full cache", (0.2, full["score"]), (0, 5), where, "offset points", color=INK, bbox=over, zorder=6)
+    note = f"{full['samples']} samples; bars, side by side: 95 % interval of the paired difference to the full cache"
+    if any(point["policy"] == "namm" for point in points):
+        note += "; large mark: the NAMM as it is"
     figure.supxlabel(note, fontsize=9, color="#505050", x=0.01, ha="left")
     FigureCanvasAgg(figure)
     figure.savefig(path, format="png", dpi=DPI, facecolor="white")
@@ -80,27 +88,30 @@ def _styles(points: Sequence[Mapping]) -> dict[str, dict]:
     return styles
 
 
-def _curve(axes: Axes, curve: Sequence[Mapping], style: dict) -> None:
+def _curve(axes: Axes, curve: Sequence[Mapping], style: dict, aside: float) -> None:
     x, y = [p["kept"] for p in curve], [p["score"] for p in curve]
     axes.plot(x, y, mec="white", mew=0.8, **style)
     for point in curve:
         low, high = point["difference_interval"]
         if low is not None:
-            half = (high - low) / 2
-            axes.errorbar(
-                point["kept"], point["score"], half, color=style["color"], lw=0.9, capsize=2.5, alpha=0.6, zorder=2
-            )
-        if point["budget"] is None and point["policy"] != "oracle":
+            bar = {"color": style["color"], "lw": 1.0, "capsize": 2, "alpha": 0.6, "zorder": 2}
+            axes.errorbar(point["kept"] + aside, point["score"], (high - low) / 2, ls="none", **bar)
+        if point["policy"] == "oracle":
+            axes.annotate("oracle", (point["kept"], point["score"]), (9, -12), textcoords="offset points", color=INK)
+        elif point["budget"] is None:
             axes.plot(point["kept"], point["score"], **{**style, "ms": 13, "lw": 0}, mec="white", mew=1.2)
 
 
-def _name_lines(axes: Axes, labels: list[tuple[float, float | None, str, str]]) -> None:
-    """Names right of the picture, beside where each curve ends, moved apart where they would cover each other."""
+def _name_lines(axes: Axes, labels: list[tuple[list[float], float, str, str]]) -> None:
+    """Names right of the picture, beside where each curve ends, moved apart where they would cover each other.
+
+    labels: scores from the end of the curve on (which order those that end alike), where it ends, name, colour.
+    """
     low, high = axes.get_ylim()
     labels = sorted(labels, key=lambda label: label[0])
-    wanted = [(score - low) / (high - low) for score, *_ in labels]
-    for (score, kept, text, color), y in zip(labels, apart(wanted, LABELS_APART), strict=True):
-        end = ((1.0 if kept is None else kept), score)
+    wanted = [(scores[0] - low) / (high - low) for scores, *_ in labels]
+    for (scores, kept, text, color), y in zip(labels, apart(wanted, LABELS_APART), strict=True):
+        end = (kept, scores[0])
         axes.annotate(
             text,
             xy=end,
@@ -113,7 +124,15 @@ def _name_lines(axes: Axes, labels: list[tuple[float, float | None, str, str]]) 
             va="center",
             annotation_clip=False,
             parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6, "alpha": 0.5, "shrinkA": 1, "shrinkB": 4},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "lw": 0.6,
+                "alpha": 0.5,
+                "shrinkA": 1,
+                "shrinkB": 4,
+                "relpos": (0, 0.5),
+            },
         )
 
 

@@ -31,7 +31,14 @@ def markdown(result: Mapping, points: Points) -> str:
     for name in _by_score(points):
         cells = [_at(points, name, level) for level in levels]
         rows.append([f"`{name}`", *("" if p is None else f"{p['score']:.3f}" for p in cells)])
-    text = ["## Score by kept fraction of the cache", "", *_rows(rows), "", str(_caption(result, points)), ""]
+    text = [
+        "## Score by kept fraction of the cache",
+        "",
+        *_rows(rows),
+        "",
+        *str(_caption(result, points)).splitlines(),
+        "",
+    ]
     rows = [["policy", "budget", "kept", "score", "minus full (95 %)", "namm minus it (95 %)"]]
     heads = {
         "prefill_tokens_per_second": "prefill tokens/s (x full)",
@@ -74,10 +81,16 @@ def _scores(result: Mapping, points: Points) -> Table:
 
 def _caption(result: Mapping, points: Points) -> Text:
     single = [p for p in points if p["policy"] in UNBUDGETED]
-    text = "".join(f"{p['policy']} {p['score']:.3f} (kept {p['kept']:.2f})   " for p in single)
+    text = "   ".join(f"{p['policy']} {p['score']:.3f} (kept {p['kept']:.2f})" for p in single)
     off = max((abs(p["kept"] - p["level"]) for p in points if p["level"] is not None), default=0.0)
     text += f"\n* the NAMM as it is. {single[0]['samples']} held-out samples, the same ones everywhere; "
-    return Text(text + f"what was kept is within {off:.3f} of the heads.", "dim")
+    text += f"what was kept is within {off:.3f} of the heads."
+    if any("peak_cache_bytes" in point for point in points):
+        text += (
+            " Speed and size: one prompt at a time on one worker, policies in turn, median of "
+            f"{result['timing']['rounds']} rounds, {result['timing']['decoded']} tokens decoded."
+        )
+    return Text(text, "dim")
 
 
 def _differences(result: Mapping) -> Table:

@@ -144,6 +144,7 @@ def _run(spec: EvaluateSpec, memory: PolicySpec, place: Workplace, display: Disp
         "namm": spec.namm,
         "model": job.model.path,
         "own_kept": own,
+        "timing": {"rounds": spec.timing, "decoded": DECODED},
         "evaluations": len(dispatcher.journal),
         "quarantined": sorted(map(list, dispatcher.journal.quarantined)),
         **tasks,
