@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from namm_core import attention
+from namm_core import attention, rotary
 from namm_core.blocks import Block, plan
 from namm_core.holding import Held
 from namm_core.packing import gather_keys, packing
 from namm_core.policies.base import Policy, View
+from namm_core.rotary import Rotary
 
 
 class MemoryLayer(CacheLayerMixin):
@@ -32,8 +33,9 @@ class MemoryLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, policy: Policy, index: int) -> None:
+    def __init__(self, policy: Policy, index: int, rotary: Rotary | None = None) -> None:
         super().__init__()
+        self.rotary = rotary
         self.policy = policy
         self.index = index
         self.seen = 0
@@ -110,8 +112,11 @@ class MemoryLayer(CacheLayerMixin):
         self.state = self.policy.observe(self.state, weights, block.fed, block.counts)
 
     def summarise(self, query: Tensor, block: Block) -> None:
-        """Shows the policy a block's queries, (rows, heads, new, size)."""
-        self.summary = self.policy.summarise(self.summary, query, block.positions(query.device))
+        """Shows the policy a block's queries, (rows, heads, new, size), as they were before rotary embedding."""
+        positions = block.positions(query.device)
+        if self.rotary is not None:
+            query = self.rotary.remove(query.float(), positions)
+        self.summary = self.policy.summarise(self.summary, query, positions)
 
     def finish(self, block: Block, window: int | None) -> None:
         """Counts the block and, where a row's interval is full, forgets."""
@@ -125,7 +130,9 @@ class MemoryLayer(CacheLayerMixin):
             outside = (self.positions <= newest[:, None, None] - window) & due[:, None, None]
             if bool(outside.any()):
                 self._pack((self.positions >= 0) & ~outside)
-        view = View(self.positions, self.keys, self.values, newest, self.row, due, self.index, self.summary)
+        view = View(
+            self.positions, self.keys, self.values, newest, self.row, due, self.index, self.summary, self.rotary
+        )
         keep = self.policy.keep(self.state, view)
         keep = keep | (self.positions == newest[:, None, None]) | ~due[:, None, None]
         self._pack(keep & (self.positions >= 0))
@@ -186,7 +193,8 @@ class MemoryCache(Cache):
 
     def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
         config = model.config.get_text_config(decoder=True)
-        super().__init__(layers=[MemoryLayer(policy, i) for i in range(config.num_hidden_layers)])
+        turns = rotary.find(model, config.num_hidden_layers)
+        super().__init__(layers=[MemoryLayer(policy, i, turn) for i, turn in enumerate(turns)])
         self.policy = policy
         self._model = model
         self._before = attention.attach(model)

@@ -66,12 +66,9 @@ class EvaluateSpec:
 
 def known_policies() -> Kinds:
     """Every policy that has a file, and the NAMM."""
-    import pkgutil
+    from namm_core import policies  # imports torch
 
-    import namm_core.policies  # imports torch
-
-    found = [module.name for module in pkgutil.iter_modules(namm_core.policies.__path__) if _is_policy(module.name)]
-    return ("full", "namm", *sorted(set(found) - {"full", "namm"}))
+    return ("full", "namm", *(name for name in policies.names() if name != "full"))
 
 
 def run(spec: EvaluateSpec, resume: bool, display: Display) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -82,7 +79,7 @@ def run(spec: EvaluateSpec, resume: bool, display: Display) -> tuple[dict[str, A
     from namm_core import Namm
 
     for name in spec.policies:
-        if name not in ("full", "namm", ANEW) and not _is_policy(name):
+        if name not in (*known_policies(), ANEW):
             raise ValueError(f"unknown policy {name!r}; known: {', '.join((*known_policies(), ANEW))}")
     saved = Namm.from_pretrained(spec.namm)
     if saved.theta.ndim != 1:
@@ -247,16 +244,6 @@ def _metrics(drawn: Iterable[dict[str, Any]]) -> Iterable[tuple[str, float]]:
         for field in ("score", "kept", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_cache_bytes"):
             if field in point:
                 yield f"heldout/{point['policy']}{at}/{field}", point[field]
-
-
-def _is_policy(name: str) -> bool:
-    from workers.evaluator import named_policy  # imports torch
-
-    try:
-        named_policy(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _tags(spec: EvaluateSpec) -> dict[str, str]:

@@ -7,14 +7,13 @@ configuration, so that a score never depends on which machine computed it or wha
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from collections import OrderedDict
 
 import numpy as np
 import torch
 
-from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector
+from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector, policies
 from namm_core.generation import answer
 from namm_core.policies import Oracle, Policy
 from workers import models
@@ -163,16 +162,7 @@ class Evaluator:
             return None
         if name == "oracle":
             return Oracle([torch.from_numpy(p.relevant).long() for p in prompts], interval)
-        return named_policy(name)(budget=_budgets(specs[0].budget, prompts, interval), update_interval=interval)
-
-
-def named_policy(name: str) -> type:
-    """The dataclass in `namm_core.policies.<name>` that is called so. Raises ValueError for an unknown name."""
-    try:
-        module = importlib.import_module(f"namm_core.policies.{name}")
-        return next(v for k, v in vars(module).items() if k.lower() == name.lower() and isinstance(v, type))
-    except (ModuleNotFoundError, StopIteration):
-        raise ValueError(f"unknown policy {name!r}: it has no file in namm_core/policies") from None
+        return policies.named(name)(budget=_budgets(specs[0].budget, prompts, interval), update_interval=interval)
 
 
 def _budgets(fraction: float | None, prompts: list[Prompt], interval: int) -> torch.Tensor:

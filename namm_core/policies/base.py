@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from namm_core.rotary import Rotary
+
 State = dict[str, Tensor]
 
 
@@ -36,6 +38,8 @@ class View:
     """Index of the layer."""
     summary: State = field(default_factory=dict)
     """What `summarise` made of the queries so far, (rows, ...) each; empty where it is not asked for."""
+    rotary: Rotary | None = None
+    """The layer's rotary embedding; None where the model has none."""
 
 
 class Policy(Protocol):
@@ -67,7 +71,7 @@ class Policy(Protocol):
     def summarise(self, summary: State, queries: Tensor, positions: Tensor) -> State:
         """Takes in the queries of one block, where `needs_queries`; returns the new summary, (rows, ...) tensors.
 
-        summary: {} at first; queries: (rows, heads, new, head size), after rotary embedding; positions: (rows, new),
+        summary: {} at first; queries: (rows, heads, new, head size), before rotary embedding; positions: (rows, new),
         -1 for blank ones.
         """
         ...
@@ -95,12 +99,49 @@ class Stateless:
         return summary
 
 
-def top(scores: Tensor, view: View, budget: Tensor | int) -> Tensor:
-    """Keeps the newest token and the highest scores of each head, `budget` in all (an int, or (rows,))."""
+@dataclass
+class Budgeted(Stateless):
+    """Base of policies that keep a given number of tokens in every head. Raises ValueError for an impossible budget."""
+
+    budget: int | float | Tensor
+    """What a head keeps at each update: an int is tokens; a float in (0, 1] is that share of the tokens seen so far; a
+    tensor (rows,) is one or the other for each row, by its dtype."""
+    update_interval: int = 512
+    """Tokens between two updates."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.budget, bool) or not isinstance(self.budget, int | float | Tensor):
+            raise ValueError(f"a budget is a number of tokens or a share of them, not {self.budget!r}")
+        budget = torch.as_tensor(self.budget)
+        if budget.ndim > 1:
+            raise ValueError(f"a budget is one number, or one for each row, not of shape {tuple(budget.shape)}")
+        if budget.is_floating_point() and not bool(((budget > 0) & (budget <= 1)).all()):
+            raise ValueError(f"a budget that is a share lies above 0 and up to 1, not {self.budget} (tokens: an int)")
+        if not budget.is_floating_point() and not bool((budget >= 1).all()):
+            raise ValueError(f"a budget in tokens is at least 1, not {self.budget}")
+        self.rows = budget.numel()
+
+    def tokens(self, view: View) -> Tensor:
+        """(rows, 1, 1) int64, at least 1: tokens that each head of a row keeps at this update."""
+        budget = torch.as_tensor(self.budget, device=view.row.device).reshape(-1)[view.row]
+        if budget.is_floating_point():
+            budget = (budget.double() * (view.newest + 1)).round().long().clamp(min=1)
+        return budget[:, None, None]
+
+
+def top(scores: Tensor, view: View, tokens: Tensor) -> Tensor:
+    """Keeps the newest token and the highest scores of each head, as many as `tokens` (rows, 1, 1) says.
+
+    scores: (rows, kv_heads, keys), infinite for what must stay; of equal ones the older stays.
+    """
     valid = view.positions >= 0
     newest = view.positions == view.newest[:, None, None]
     scores = scores.masked_fill(newest, torch.inf).masked_fill(~valid, -torch.inf)
     order = scores.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).to(order).expand_as(order))
-    limit = budget if isinstance(budget, int) else budget.to(rank.device)[view.row][:, None, None]
-    return (rank < limit) & valid
+    return (rank < tokens) & valid
+
+
+def newest_tokens(view: View, tokens: Tensor) -> Tensor:
+    """(rows, kv_heads, keys) bool, the newest `tokens` (rows, 1, 1) of each row."""
+    return view.positions > view.newest[:, None, None] - tokens

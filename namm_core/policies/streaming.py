@@ -6,26 +6,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm_core.policies.base import State, Stateless, View
+from namm_core.policies.base import Budgeted, State, View, newest_tokens
 
 
 @dataclass
-class Streaming(Stateless):
-    """Keeps the first `sinks` tokens and the newest ones, `budget` in all."""
+class Streaming(Budgeted):
+    """Keeps the first `sinks` tokens and the newest ones."""
 
-    budget: Tensor | int
-    """Tokens a head keeps at each update: one number, or (rows,)."""
-    update_interval: int = 512
-    """Tokens between two updates."""
     sinks: int = 4
-    """First tokens that always stay."""
-
-    def __post_init__(self) -> None:
-        self.rows = 1 if isinstance(self.budget, int) else len(self.budget)
+    """First tokens that always stay; fewer where the budget has no room for them beside the newest."""
 
     def keep(self, state: State, view: View) -> Tensor:
-        budget = self.budget
-        if not isinstance(budget, int):
-            budget = budget.to(view.row.device)[view.row][:, None, None]
-        recent = view.positions > view.newest[:, None, None] - (budget - self.sinks)
-        return recent | (view.positions < self.sinks)
+        tokens = self.tokens(view)
+        sinks = (tokens - 1).clamp(max=self.sinks)
+        return newest_tokens(view, tokens - sinks) | (view.positions < sinks)

@@ -1,32 +1,39 @@
-"""One matrix of all policies: a new one inherits every test by being named here."""
+"""One matrix of all policies: a new one inherits every test by having a file."""
 
 from __future__ import annotations
+
+import math
+from functools import partial
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from namm_core import MemoryCache, Namm, NammConfig
-from namm_core.policies import H2O, L2, Full, Oracle, Random, Streaming
+from namm_core import MemoryCache, Namm, NammConfig, policies
+from namm_core.policies import H2O, L2, Budgeted, ExpectedAttention, Full, KeyDiff, Random, SnapKV
 
-INTERVAL, TOKENS = 32, 150
-
-
-def scattered_namm() -> Namm:
-    theta = torch.randn(4172, generator=torch.Generator().manual_seed(3)) * 0.1
-    return Namm(NammConfig(update_interval=INTERVAL), theta)
+INTERVAL, TOKENS, BUDGET = 32, 150, 20
 
 
-POLICIES = {
-    "full": lambda: Full(INTERVAL),
-    "namm": scattered_namm,
-    "h2o": lambda: H2O(20, INTERVAL),
-    "l2": lambda: L2(20, INTERVAL),
-    "streaming": lambda: Streaming(20, INTERVAL),
-    "random": lambda: Random(20, INTERVAL),
-    "oracle": lambda: Oracle([torch.tensor([5, 17, 60])], INTERVAL),
-}
-BUDGETED = ("h2o", "l2", "streaming", "random")
+def scattered_namm(scorer: str) -> Namm:
+    config = NammConfig(update_interval=INTERVAL, scorer=scorer)
+    theta = torch.randn(Namm(config).num_parameters, generator=torch.Generator().manual_seed(3)) * 0.1
+    return Namm(config, theta)
+
+
+def policy(name: str):
+    """A new policy by name, every budget 20 tokens."""
+    if name.startswith("namm"):
+        return scattered_namm(name.partition("-")[2])
+    if name == "full":
+        return Full(INTERVAL)
+    if name == "oracle":
+        return policies.Oracle([torch.tensor([5, 17, 60])], INTERVAL)
+    return policies.named(name)(BUDGET, INTERVAL)
+
+
+POLICIES = {name: partial(policy, name) for name in ("namm-bam", "namm-mlp", *policies.names())}
+BUDGETED = [name for name in policies.names() if issubclass(policies.named(name), Budgeted)]
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +117,8 @@ def test_budget_is_met_exactly(model, prompt, name):
 
 @pytest.mark.parametrize("name", BUDGETED)
 def test_rows_have_budgets_of_their_own(model, prompt, name):
-    policy = type(POLICIES[name]())(torch.tensor([10, 40]), INTERVAL)
-    with MemoryCache(model, policy) as cache, torch.no_grad():
+    each = policies.named(name)(torch.tensor([10, 40]), INTERVAL)
+    with MemoryCache(model, each) as cache, torch.no_grad():
         model(prompt[:, : 4 * INTERVAL].expand(2, -1), past_key_values=cache)
     assert cache.kept_counts()[:, 0].unique().tolist() == [10]
     assert cache.kept_counts()[:, 1].unique().tolist() == [40]
@@ -162,3 +169,117 @@ def test_random_keeps_the_same_ranks_as_the_text_grows(model, prompt):
     with MemoryCache(model, other) as cache, torch.no_grad():
         model(prompt[:, : 2 * INTERVAL], past_key_values=cache)
     assert set(cache.kept_positions(0)[0][0].tolist()) != before
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+def test_a_budget_may_be_a_share_of_what_was_seen(model, prompt, name):
+    policy = policies.named(name)(0.25, INTERVAL)
+    with MemoryCache(model, policy) as cache, torch.no_grad():
+        for updates in (1, 3):
+            model(prompt[:, max(updates - 2, 0) * INTERVAL : updates * INTERVAL], past_key_values=cache)
+            assert (cache.kept_counts() == updates * INTERVAL // 4).all()
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+def test_a_small_budget_holds_the_newest_token(model, prompt, name):
+    with MemoryCache(model, policies.named(name)(2, INTERVAL)) as cache, torch.no_grad():
+        model(prompt[:, : 2 * INTERVAL], past_key_values=cache)
+    assert (cache.kept_counts() == 2).all()
+    assert all(head[-1] == 2 * INTERVAL - 1 for layer in (0, 1) for head in cache.kept_positions(layer)[0])
+
+
+@pytest.mark.parametrize("budget", [0, -3, 1.5, 0.0, True, "all", torch.tensor([3, 0]), torch.tensor([0.5, 2.0])])
+def test_an_impossible_budget_is_refused(budget):
+    with pytest.raises(ValueError, match="budget"):
+        H2O(budget)
+
+
+def test_an_unknown_policy_is_refused_by_name():
+    with pytest.raises(ValueError, match="did you mean 'snapkv'"):
+        policies.named("snapvk")
+    assert policies.named("expected_attention") is ExpectedAttention
+
+
+class Seen:
+    """What the stock model computes for the first interval in layer 1: attention by KV head, keys, values, queries."""
+
+    def __init__(self, model: LlamaForCausalLM, ids: torch.Tensor) -> None:
+        def hook(module, args, output):
+            self.queries = output[0].view(-1, 4, 8).transpose(0, 1).double()  # (heads, tokens, size), not rotated
+
+        handle = model.model.layers[1].self_attn.q_proj.register_forward_hook(hook)
+        model.set_attn_implementation("eager")
+        with torch.no_grad():
+            out = model(ids, output_attentions=True, use_cache=True)
+        model.set_attn_implementation("sdpa")
+        handle.remove()
+        self.weights = out.attentions[1][0].view(2, 2, *out.attentions[1].shape[2:]).mean(1)
+        self.keys, self.values = (
+            t[0].double() for t in (out.past_key_values.layers[1].keys, out.past_key_values.layers[1].values)
+        )
+
+
+@pytest.fixture(scope="module")
+def seen(model, prompt) -> Seen:
+    return Seen(model, prompt[:, :INTERVAL])
+
+
+def kept_after_one_update(model, prompt, policy) -> list[list[int]]:
+    with MemoryCache(model, policy) as cache, torch.no_grad():
+        model(prompt[:, :INTERVAL], past_key_values=cache)
+    return [head.tolist() for head in cache.kept_positions(1)[0]]
+
+
+def best(scores: torch.Tensor, always: set[int], count: int = BUDGET) -> list[int]:
+    """Positions of the highest scores (tokens,), those of `always` and the newest first of all."""
+    always = always | {INTERVAL - 1}
+    ranked = [p for p in scores.argsort(descending=True).tolist() if p not in always]
+    return sorted([*always, *ranked[: count - len(always)]])
+
+
+def test_tova_asks_the_newest_query_of_all_heads(model, prompt, seen):
+    expected = best(seen.weights[:, -1].mean(0), set())
+    assert kept_after_one_update(model, prompt, policy("tova")) == [expected, expected]
+
+
+def test_snapkv_lets_the_window_vote_for_neighbourhoods(model, prompt, seen):
+    window, kernel = 6, 5
+    kept = kept_after_one_update(model, prompt, SnapKV(BUDGET, INTERVAL, window=window, kernel=kernel))
+    for head in range(2):
+        votes = seen.weights[head, -window:].sum(0)
+        pooled = torch.stack([votes[max(i - 2, 0) : i + 3].max() for i in range(INTERVAL)])
+        # Neighbours share a vote: of equal ones the older stays.
+        order = sorted(range(INTERVAL - window), key=lambda i: (-float(pooled[i]), i))
+        assert kept[head] == sorted([*order[: BUDGET - window], *range(INTERVAL - window, INTERVAL)])
+
+
+def test_keydiff_keeps_the_keys_that_differ(model, prompt, seen):
+    kept = kept_after_one_update(model, prompt, KeyDiff(BUDGET, INTERVAL))
+    for head in range(2):
+        directions = seen.keys[head] / seen.keys[head].norm(dim=-1, keepdim=True)
+        assert kept[head] == best(-(directions @ directions.mean(0)), set())
+
+
+def test_expected_attention_foresees_queries_to_come(model, prompt, seen):
+    """Against the rotation matrices of the positions to come, written out."""
+    future, sinks = 16, 4
+    kept = kept_after_one_update(model, prompt, ExpectedAttention(BUDGET, INTERVAL, future=future, sinks=sinks))
+    frequencies = 10_000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+    mean_rotation = torch.zeros(8, 8, dtype=torch.float64)
+    for position in range(INTERVAL, INTERVAL + future):
+        for i, angle in enumerate((position * frequencies).tolist()):
+            cos, sin = math.cos(angle) / future, math.sin(angle) / future
+            mean_rotation[i, i] += cos
+            mean_rotation[i, i + 4] -= sin
+            mean_rotation[i + 4, i] += sin
+            mean_rotation[i + 4, i + 4] += cos
+    for head in range(2):
+        shares = []
+        for query in seen.queries[2 * head : 2 * head + 2, sinks:]:
+            mean = mean_rotation @ query.mean(0)
+            covariance = mean_rotation @ torch.cov(query.T, correction=0) @ mean_rotation.T
+            keys = seen.keys[head]
+            logits = keys @ mean / 8**0.5 + ((keys @ covariance) * keys).sum(-1) / 16
+            shares.append(logits.softmax(-1))
+        scores = sum(shares) / 2 * seen.values[head].norm(dim=-1)
+        assert kept[head] == best(scores, set(range(sinks)))
