@@ -88,6 +88,11 @@ class Display:
         if done == of and not self.console.is_terminal:
             self.console.print(f"{policy:>12} {done}/{of}")
 
+    def sizing(self, policy: str, looks: int, kept: float) -> None:
+        """Looks so far at what a shifted threshold keeps, and what the last one said."""
+        self._stage("the NAMM at each size: one shift of its threshold, found on validation samples of all kinds")
+        self._show(f"{policy:>12} look {looks}: keeps {kept:.3f}")
+
     def timing(self, policy: str, done: int, of: int) -> None:
         """Measurements of speed so far."""
         self._stage("speed and size, on one worker, policies in turn")

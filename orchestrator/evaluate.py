@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,22 +98,16 @@ def run(spec: EvaluateSpec, resume: bool, display: Display) -> tuple[dict[str, A
         return _run(spec, memory, place, display)
 
 
-def _run(spec: EvaluateSpec, memory: PolicySpec, place: Workplace, display: Display):
+def _run(
+    spec: EvaluateSpec, memory: PolicySpec, place: Workplace, display: Display
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     started, job, dispatcher = time.monotonic(), spec.job, place.dispatcher
     samples = evaluation.held_out_samples(job.kinds, spec.samples)
     memories = {"namm": memory}
     if ANEW in spec.policies:
         anew = workplace.statistics(job, dispatcher, display)
         memories[ANEW] = dataclasses.replace(memory, statistics=anew)
-    asked: dict[Place, PolicySpec] = {}
-    shifts: dict[Place, dict[str, float]] = {}
-    for name, spec_of in memories.items():
-        display.status(f"bringing {name} to each size, on validation samples of all kinds")
-        for budget, (shift, kept) in _calibrated(spec, spec_of, dispatcher).items():
-            asked[name, budget] = evaluation.shifted(spec_of, shift)
-            shifts[name, budget] = {"shift": shift, "validation_kept": kept}
-            if budget is not None and abs(kept - budget) > TOLERANCE:
-                display.warning(f"{name} cannot be brought to {budget:g}: {kept:.3f} is the nearest")
+    asked, shifts = _at_each_size(spec, memories, dispatcher, display)
     results = _evaluated({place: asked[place] for place in asked if place[0] == "namm"}, samples, dispatcher, display)
     own = round(float(np.mean([r.kept for r in results["namm", None] if r is not None])), 4)
     while own in spec.budgets:  # a level of its own, whatever it is
@@ -152,16 +146,39 @@ def _run(spec: EvaluateSpec, memory: PolicySpec, place: Workplace, display: Disp
     return result, drawn
 
 
-def _calibrated(spec: EvaluateSpec, memory: PolicySpec, dispatcher) -> dict[float | None, tuple[float, float]]:
+def _at_each_size(
+    spec: EvaluateSpec, memories: dict[str, PolicySpec], dispatcher, display: Display
+) -> tuple[dict[Place, PolicySpec], dict[Place, dict[str, float]]]:
+    """Each memory as it is (budget None) and brought to each budget; and what the validation samples said of it."""
+    asked: dict[Place, PolicySpec] = {}
+    said: dict[Place, dict[str, float]] = {}
+    for name, memory in memories.items():
+        found = _calibrated(spec, memory, dispatcher, lambda looks, kept, name=name: display.sizing(name, looks, kept))
+        for budget, (shift, kept) in found.items():
+            asked[name, budget] = evaluation.shifted(memory, shift)
+            said[name, budget] = {"shift": shift, "validation_kept": kept}
+            if budget is not None and abs(kept - budget) > TOLERANCE:
+                display.warning(f"{name} cannot be brought to {budget:g}: {kept:.3f} is the nearest")
+    return asked, said
+
+
+def _calibrated(
+    spec: EvaluateSpec, memory: PolicySpec, dispatcher, progress: Callable[[int, float], None]
+) -> dict[float | None, tuple[float, float]]:
     """For each budget, and None for the NAMM as it is: shift, and the fraction kept on the validation samples."""
     samples = evaluation.held_out_samples(spec.job.kinds, spec.validation, "validation")
 
+    looks = 0
+
     def kept(shift: float) -> float:
+        nonlocal looks
         (row,) = dispatcher.evaluate([evaluation.shifted(memory, shift)], samples)
         found = [result.kept for result in row if result is not None]
         if not found:
             raise ValueError("no validation sample could be evaluated: look at the warnings above")
-        return float(np.mean(found))
+        looks, mean = looks + 1, float(np.mean(found))
+        progress(looks, mean)
+        return mean
 
     search = Calibration(kept)
     wanted: dict[float | None, float] = {None: 0.0, **search.shifts(spec.budgets)}

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from scipy import stats
 
 from namm_core import FeatureStatistics, Namm, NammConfig
-from orchestrator import evaluation
+from orchestrator import cli, evaluation
 from orchestrator.calibration import LOOKS, TOLERANCE, Calibration
 from orchestrator.curve import apart
 from workers.config import EvaluatorConfig, ModelConfig
@@ -138,7 +138,7 @@ def test_mlflow_has_it_too(evaluated):
     assert {"curve.png", "curve.json", "curve.md", "result.json", "samples.jsonl"} <= names
 
 
-def test_killed_and_resumed_it_gives_the_same_scores(evaluated, namm, job_file, tmp_path):
+def test_killed_and_resumed_it_gives_the_same_scores(evaluated, namm, job_file, tmp_path, monkeypatch, capfd):
     saved = str(evaluated[0] / "runs" / "smoke" / "namm")
     command = ("evaluate", job_file(workers={"count": 2}), "--namm", saved, *ASKED, "--timing", "0", "--name", "other")
     process = namm(*command, start_new_session=True)
@@ -152,8 +152,8 @@ def test_killed_and_resumed_it_gives_the_same_scores(evaluated, namm, job_file, 
     for member in family:  # Ray's own daemons: a local Ray ends with its driver
         if member.is_running():
             member.kill()
-    _, errors = (again := namm(*command)).communicate(timeout=100)
-    assert again.returncode == 2 and "continue it with --resume" in errors
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(list(command)) == 2 and "continue it with --resume" in capfd.readouterr().err
     resumed = namm("evaluate", "--resume", "other")
     _, errors = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, errors
@@ -198,7 +198,7 @@ def test_on_a_model_that_it_was_not_evolved_on(namm, job_file, tmp_path, smoke, 
         both, [(given.mean, given.var, given.count), evaluator.statistics(prompts)], strict=True
     ):
         rows = [s for s in samples if s["policy"] == name and s["budget"] is None]
-        policy = evaluator._policy((PolicySpec("namm", memory.theta.numpy(), statistics),), [None])
+        policy = Namm(memory.config, memory.theta, FeatureStatistics(*statistics))
         for row in rows:
             assert row["kept"] == pytest.approx(kept_by(evaluator, policy, row), abs=1e-6)
     assert len({round(p["kept"], 6) for p in curve if p["policy"] in both and p["budget"] is None}) == 2
@@ -286,8 +286,6 @@ def test_labels_stand_apart():
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capfd, job_file, more, message):
-    from orchestrator import cli
-
     monkeypatch.chdir(tmp_path)
     some_namm().save_pretrained("saved")
     Path("job").mkdir()
@@ -302,8 +300,6 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capfd, job_file, more, mes
 
 
 def test_a_run_that_does_not_exist(tmp_path, monkeypatch, capfd):
-    from orchestrator import cli
-
     monkeypatch.chdir(tmp_path)
     assert cli.main(["evaluate", "nothing"]) == 2
     assert "no run 'nothing'" in capfd.readouterr().err
