@@ -84,6 +84,9 @@ def attention_forward(
         raise ValueError("attention sinks as parameters (s_aux) are not supported by this memory")
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError("a memory takes a 2D padding mask; masks of other shapes are not supported")
+    if not layer.pending:
+        raise ValueError("a layer's keys were read twice: layers that share keys are not supported by this memory")
+    layer.pending = False
     tokens = query.shape[2]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     real = None if attention_mask is None else attention_mask[:, -tokens:].bool()
