@@ -31,13 +31,17 @@ def mark(keys: Tensor, layer: MemoryLayer) -> None:
 
 
 def attach(model: PreTrainedModel) -> dict[str, str]:
-    """Sets the model's attention function to this one; returns what `restore` needs."""
-    before = {"": model.config._attn_implementation}
-    for name in model.config.sub_configs:
-        before[name] = getattr(model.config, name)._attn_implementation
-    if set(before.values()) != {NAME}:
-        model.set_attn_implementation(NAME)
-        if model.config.get_text_config(decoder=True)._attn_implementation != NAME:
+    """Sets the model's attention function to this one; returns what `restore` needs.
+
+    Of a model with parts (vision, audio) only the text part changes: the others are not causal, and remember nothing.
+    """
+    text = model.config.get_text_config(decoder=True)
+    parts = {name: part for name in model.config.sub_configs if (part := getattr(model.config, name)) is not None}
+    before = {"": model.config._attn_implementation} | {n: part._attn_implementation for n, part in parts.items()}
+    ours = {"": NAME} | {name: NAME if part is text else before[name] for name, part in parts.items()}
+    if before != ours:
+        model.set_attn_implementation(ours)
+        if text._attn_implementation != NAME:
             raise ValueError(f"{type(model).__name__} cannot exchange its attention function")
     return before
 
