@@ -164,8 +164,16 @@ def _stock_mask(query: Tensor, key: Tensor, padding: Tensor | None, window: int 
     return visible.expand(query.shape[0], 1, new, columns)
 
 
-def _padding_mask(attention_mask: Tensor | None = None, **_) -> Tensor | None:
-    """Hands on the padding alone; what may be seen is settled per block, from true positions."""
+def _padding_mask(attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **_) -> Tensor | None:
+    """Hands on the padding alone; what may be seen is settled per block, from true positions.
+
+    transformers forbids the skip wherever more, or less, than causality and a window decides what is seen.
+    """
+    if not allow_is_causal_skip:
+        raise ValueError(
+            "this input is not read from left to right alone (images that see themselves whole, packed sequences): "
+            "not supported by this memory's attention"
+        )
     return attention_mask
 
 
