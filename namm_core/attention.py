@@ -72,6 +72,8 @@ def attention_forward(
     layer = getattr(key, _MARK, None)
     if layer is None:
         mask = _stock_mask(query, key, attention_mask, sliding_window)
+        if softcap is not None:  # fused kernels have none
+            return _capped(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
         return sdpa_attention_forward(
             module,
             query,
@@ -81,7 +83,6 @@ def attention_forward(
             scaling=scaling,
             dropout=dropout,
             is_causal=False,
-            softcap=softcap,
             **kwargs,
         )
     if kwargs.get("s_aux") is not None:
@@ -162,6 +163,17 @@ def _stock_mask(query: Tensor, key: Tensor, padding: Tensor | None, window: int 
     if padding is not None:
         visible = visible & padding[:, None, None, -columns:].bool()
     return visible.expand(query.shape[0], 1, new, columns)
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling: float, softcap: float
+) -> tuple[Tensor, None]:
+    """Attention with soft-capped logits for a cache that is not ours; visible: (rows, 1, new, keys) bool."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = torch.tanh(torch.matmul(query * scaling, key.transpose(2, 3)) / softcap) * softcap
+    weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1, dtype=torch.float32)
+    return torch.matmul(weights.to(value.dtype), value).transpose(1, 2), None
 
 
 def _padding_mask(attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **_) -> Tensor | None:
