@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from namm_core import attention, rotary
+from namm_core import attention, rotary, support
 from namm_core.blocks import Block, plan
 from namm_core.holding import Held
 from namm_core.packing import gather_keys, packing
@@ -46,6 +46,8 @@ class MemoryLayer(CacheLayerMixin):
         """Whether some head holds padding, in front of its tokens, while the layer is open."""
         self.held: Held | None = None
         """What the layer holds, while it is not open."""
+        self.pending = False
+        """Whether keys were handed on that attention has not yet read."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, _ = key_states.shape
@@ -73,6 +75,9 @@ class MemoryLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         if key_states.shape[0] != len(self.fed):
             raise ValueError(f"this cache holds {len(self.fed)} rows, the input has {key_states.shape[0]}")
+        if self.pending:
+            raise ValueError(support.UNREAD)
+        self.pending = True
         self.seen += key_states.shape[2]
         attention.mark(key_states, self)
         return key_states, value_states
@@ -164,7 +169,10 @@ class MemoryLayer(CacheLayerMixin):
     def reset(self) -> None:
         self.held = None
         self.is_initialized = False
-        self.seen, self.fed, self.ragged = 0, [], False
+        self.seen, self.fed, self.ragged, self.pending = 0, [], False, False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise ValueError(support.NO_WAY_BACK)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -188,19 +196,23 @@ class MemoryCache(Cache):
 
     model: any transformers model whose attention goes through `AttentionInterface`; its attention function is set
     here, and set back by `detach` (or at the end of a `with` block). policy: a `Namm` or any other `Policy`.
-    Raises ValueError for models that cannot exchange their attention function.
+    Raises ValueError for models that it cannot serve (`namm_core.support` says which), or that cannot exchange their
+    attention function; calls whose answer would be wrong raise ValueError before they begin.
     """
 
     def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
         config = model.config.get_text_config(decoder=True)
+        support.check_model(model)
         turns = rotary.find(model, config.num_hidden_layers)
         super().__init__(layers=[MemoryLayer(policy, i, turn) for i, turn in enumerate(turns)])
         self.policy = policy
         self._model = model
         self._before = attention.attach(model)
+        self._watch = support.watch(model, self)
 
     def detach(self) -> None:
         """Gives the model its former attention function back."""
+        self._watch.remove()
         attention.restore(self._model, self._before)
 
     def __enter__(self) -> MemoryCache:
@@ -208,6 +220,16 @@ class MemoryCache(Cache):
 
     def __exit__(self, *_) -> None:
         self.detach()
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        """See `Cache.update`; the layer before must have been read by now."""
+        if layer_idx and self.layers[layer_idx - 1].pending:
+            raise ValueError(support.UNREAD)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def activate_past_recording(self) -> None:
+        """Called by assisted decoding before it begins: it would have to take tokens back."""
+        raise ValueError(support.NO_WAY_BACK)
 
     @property
     def seen(self) -> int:
