@@ -85,7 +85,7 @@ def attention_forward(
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError("a memory takes a 2D padding mask; masks of other shapes are not supported")
     tokens = query.shape[2]
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scaling = layer.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     real = None if attention_mask is None else attention_mask[:, -tokens:].bool()
     out = query.new_zeros(query.shape[0], tokens, query.shape[1], value.shape[-1])
     layer.open()

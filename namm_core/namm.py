@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from namm_core import bam
+from namm_core import scorer
 from namm_core.config import NammConfig, from_mapping
 from namm_core.packing import gather_keys, packing
 from namm_core.policies.base import State, View
@@ -70,7 +70,7 @@ class Namm:
         statistics: FeatureStatistics | None = None,
     ) -> None:
         self.config = config or NammConfig()
-        self.num_parameters = bam.num_parameters(self.config)
+        self.num_parameters = scorer.num_parameters(self.config)
         if theta is None:
             theta = torch.zeros(self.num_parameters)
         theta = torch.as_tensor(theta, dtype=torch.float32)
@@ -84,7 +84,7 @@ class Namm:
         self.update_interval = self.config.update_interval
         self.rows = 1 if theta.ndim == 1 else theta.shape[0]
         self._spectrogram = Spectrogram(self.config)
-        weights = bam.unpack(self.config, theta if theta.ndim == 2 else theta[None])
+        weights = scorer.unpack(self.config, theta if theta.ndim == 2 else theta[None])
         self._weights = {theta.device: weights}  # of each device that a layer of the model lives on
         self._ages: dict[torch.device, Tensor] = {}
 
@@ -108,7 +108,7 @@ class Namm:
         ages = self._age_embedding(view)
         # Newest first: backward attention becomes causal attention, and the padding in front comes last.
         embeddings = torch.cat([ages, features], dim=-1).flip(2)
-        return bam.score(self._rows_of(view), embeddings).flip(2)
+        return scorer.score(self.config, self._rows_of(view), embeddings).flip(2)
 
     def select(self, scores: Tensor, view: View) -> Tensor:
         """(rows, kv_heads, keys) bool: score >= 0 and the newest; in padded mode as many in every head."""

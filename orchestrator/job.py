@@ -83,7 +83,7 @@ def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
 
 
 def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirror) -> dict[str, Any]:
-    from namm_core import bam
+    from namm_core import scorer
 
     started = time.monotonic()
     journal, history = dispatcher.journal, []
@@ -104,7 +104,7 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirr
     display.start(job, dispatcher.fleet.wanted)
     for record in journal.told[: job.generations]:
         recorded(record)
-    parameters = bam.num_parameters(job.memory)
+    parameters = scorer.num_parameters(job.memory)
     outcome = evolve(job, dispatcher.evaluate, statistics, parameters, tell, display.progress, list(journal.told))
     search_seconds = time.monotonic() - started
     validation = validation_samples(job)

@@ -7,14 +7,13 @@ configuration, so that a score never depends on which machine computed it or wha
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from collections import OrderedDict
 
 import numpy as np
 import torch
 
-from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector
+from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector, policies
 from namm_core.generation import answer
 from namm_core.policies import Oracle, Policy
 from workers import models
@@ -161,12 +160,8 @@ class Evaluator:
 
 
 def named_policy(name: str) -> type:
-    """The dataclass in `namm_core.policies.<name>` that is called so. Raises ValueError for an unknown name."""
-    try:
-        module = importlib.import_module(f"namm_core.policies.{name}")
-        return next(v for k, v in vars(module).items() if k.lower() == name.lower() and isinstance(v, type))
-    except (ModuleNotFoundError, StopIteration):
-        raise ValueError(f"unknown policy {name!r}: it has no file in namm_core/policies") from None
+    """The policy in `namm_core/policies/<name>.py`. Raises ValueError for an unknown name."""
+    return policies.named(name)
 
 
 def _budgets(fraction: float | None, prompts: list[Prompt], interval: int) -> torch.Tensor:
