@@ -1,8 +1,8 @@
 """The multi-layer perceptron scorer: a token's embedding into a score, without a look at other tokens.
 
 What the backward attention memory is compared with (arXiv 2410.13166). The form is that of the scorer `MLPScoring` of
-the paper's public implementation, at two layers (read, not run): a residual hidden layer as wide as the embedding, then
-one output. 676 parameters with the paper's 25 features; `NammConfig.hidden` plays no part.
+the paper's public implementation, at two layers and with biases (read, not run): a residual hidden layer as wide as the
+embedding, then one output. 676 parameters with the paper's 25 features; `NammConfig.hidden` plays no part.
 
 Knows nothing of spectrograms, thresholds or caches.
 """

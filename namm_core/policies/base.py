@@ -157,8 +157,7 @@ def first(view: View, count: Tensor) -> Tensor:
 def top(scores: Tensor, view: View, tokens: Tensor) -> Tensor:
     """Keeps the newest token and the highest scores (rows, kv_heads, keys) of each head, `tokens` (rows,) in all."""
     valid = view.positions >= 0
-    newest = view.positions == view.newest[:, None, None]
-    scores = scores.masked_fill(newest, torch.inf).masked_fill(~valid, -torch.inf)
+    scores = scores.masked_fill(view.positions == view.newest[:, None, None], torch.inf).masked_fill(~valid, -torch.inf)
     order = scores.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).to(order).expand_as(order))
     return (rank < tokens[:, None, None]) & valid

@@ -67,4 +67,7 @@ class SnapKV(Budgeted):
         around = F.pad(votes, (half, half)).unfold(-1, self.kernel, 1)
         places = F.pad(positions, (half, half), value=-1).unfold(-1, self.kernel, 1)
         around = around.masked_fill((places - positions[..., None]).abs() > half, 0.0)
-        return around.amax(-1) if self.pooling == "max" else around.sum(-1) / self.kernel
+        if self.pooling == "max":
+            return around.amax(-1)
+        # Added in order, so that keys with the same neighbours tie exactly, wherever the blanks between them stand.
+        return sum(around.unbind(-1)) / self.kernel
