@@ -93,7 +93,7 @@ def attention_forward(
         raise ValueError("a layer's keys were read twice: layers that share keys are not supported by this memory")
     layer.pending = False
     tokens = query.shape[2]
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scaling = layer.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     real = None if attention_mask is None else attention_mask[:, -tokens:].bool()
     out = query.new_zeros(query.shape[0], tokens, query.shape[1], value.shape[-1])
     layer.open()

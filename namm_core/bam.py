@@ -24,7 +24,7 @@ def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
 def score(weights: dict[str, Tensor], embeddings: Tensor) -> Tensor:
     """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), *newest token first*.
 
-    weights: `unpack(...)`, with one row or as many as the embeddings. Newest first, backward attention is causal
+    weights: as `layout`, with one row or as many as the embeddings. Newest first, backward attention is causal
     attention; padding, being last, is seen by nothing but padding.
     """
     rows, heads, tokens, features = embeddings.shape

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from namm_core import attention, rotary, support
+from namm_core import attention, rotary
 from namm_core.blocks import Block, plan
 from namm_core.holding import Held
 from namm_core.packing import gather_keys, packing
@@ -33,11 +33,15 @@ class MemoryLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, policy: Policy, index: int, rotary: Rotary | None = None) -> None:
+    def __init__(self, policy: Policy, index: int, embedding: rotary.Rotary | None = None) -> None:
         super().__init__()
         self.rotary = rotary
         self.policy = policy
         self.index = index
+        self.rotary = embedding
+        """The layer's rotary embedding, where it is known."""
+        self.scaling = 1.0
+        """Attention logits are query . key times this; set by the attention function."""
         self.seen = 0
         """Columns fed, padding included."""
         self.fed: list[int] = []
@@ -117,11 +121,8 @@ class MemoryLayer(CacheLayerMixin):
         self.state = self.policy.observe(self.state, weights, block.fed, block.counts)
 
     def summarise(self, query: Tensor, block: Block) -> None:
-        """Shows the policy a block's queries, (rows, heads, new, size), as they were before rotary embedding."""
-        positions = block.positions(query.device)
-        if self.rotary is not None:
-            query = self.rotary.remove(query.float(), positions)
-        self.summary = self.policy.summarise(self.summary, query, positions)
+        """Shows the policy a block's queries, (rows, heads, new, size)."""
+        self.summary = self.policy.summarise(self.summary, query, block.positions(query.device), self.rotary)
 
     def finish(self, block: Block, window: int | None) -> None:
         """Counts the block and, where a row's interval is full, forgets."""
@@ -135,9 +136,8 @@ class MemoryLayer(CacheLayerMixin):
             outside = (self.positions <= newest[:, None, None] - window) & due[:, None, None]
             if bool(outside.any()):
                 self._pack((self.positions >= 0) & ~outside)
-        view = View(
-            self.positions, self.keys, self.values, newest, self.row, due, self.index, self.summary, self.rotary
-        )
+        content = (self.positions, self.keys, self.values, newest, self.row, due, self.index, self.summary)
+        view = View(*content, self.rotary, self.scaling)
         keep = self.policy.keep(self.state, view)
         keep = keep | (self.positions == newest[:, None, None]) | ~due[:, None, None]
         self._pack(keep & (self.positions >= 0))
@@ -202,9 +202,9 @@ class MemoryCache(Cache):
 
     def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
         config = model.config.get_text_config(decoder=True)
-        support.check_model(model)
-        turns = rotary.find(model, config.num_hidden_layers)
-        super().__init__(layers=[MemoryLayer(policy, i, turn) for i, turn in enumerate(turns)])
+        super().__init__(
+            layers=[MemoryLayer(policy, i, rotary.find(model, i)) for i in range(config.num_hidden_layers)]
+        )
         self.policy = policy
         self._model = model
         self._before = attention.attach(model)

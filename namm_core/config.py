@@ -33,7 +33,7 @@ class NammConfig:
     hidden: int = 32
     """Width of the backward attention's queries, keys and values."""
     scorer: Literal["bam", "mlp"] = "bam"
-    """The network that scores a token: `bam`, backward attention; `mlp`, one hidden layer and no attention."""
+    """The network that scores a token: `bam`, backward attention, or `mlp`, which sees each token alone."""
     selection: Literal["ragged", "padded"] = "ragged"
     """`ragged`: a head keeps its own positives; `padded`: every head keeps as many as the fullest one."""
 

@@ -1,7 +1,8 @@
-"""The simpler scorer: a network of one hidden layer, in which a token is scored by its own embedding alone.
+"""The multi-layer perceptron scorer: a token's embedding into a score, without a look at other tokens.
 
-A plain reading of the MLP that the paper compares its backward attention with (arXiv 2410.13166): the hidden layer
-stands where the attended values stood, and feeds the same residual and multiplier. 2,508 numbers where BAM has 4,172.
+What the backward attention memory is compared with (arXiv 2410.13166). The form is that of the scorer `MLPScoring` of
+the paper's public implementation, at two layers and with biases (read, not run): a residual hidden layer as wide as the
+embedding, then one output. 676 parameters with the paper's 25 features; `NammConfig.hidden` plays no part.
 
 Knows nothing of spectrograms, thresholds or caches.
 """
@@ -15,21 +16,19 @@ from namm_core.config import NammConfig
 
 
 def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes inside `theta`, in order."""
-    e, d = config.features, config.hidden
-    return {"w1": (e, d), "b1": (d,), "w2": (d, 2 * e), "b2": (2 * e,), "w3": (e,), "b3": (1,)}
+    """Names and shapes inside `theta`, in order; matrices are (in, out), row-major."""
+    e = config.features
+    return {"w1": (e, e), "b1": (e,), "w2": (e,), "b2": (1,)}
 
 
 def score(weights: dict[str, Tensor], embeddings: Tensor) -> Tensor:
-    """See `scorer.score`."""
+    """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), in any order of tokens.
+
+    weights: as `layout`, with one row or as many as the embeddings.
+    """
     flat = embeddings.flatten(1, 2)
-    hidden = torch.baddbmm(weights["b1"][:, None], *_rows(flat, weights["w1"])).relu_()
-    out = torch.baddbmm(weights["b2"][:, None], *_rows(hidden, weights["w2"]))
-    residual, multiplier = out.chunk(2, dim=-1)
-    moved = torch.addcmul(flat + residual, flat, multiplier)  # e (1 + mult) + res
-    scores = torch.baddbmm(weights["b3"][:, None], *_rows(moved, weights["w3"][..., None]))
+    if weights["w1"].shape[0] == 1 and len(embeddings) > 1:
+        flat = flat.flatten(0, 1)[None]
+    hidden = flat + torch.baddbmm(weights["b1"][:, None], flat, weights["w1"]).relu()  # h = e + relu(e W1 + b1)
+    scores = torch.baddbmm(weights["b2"][:, None], hidden, weights["w2"][..., None])  # h . w2 + b2
     return scores.view(embeddings.shape[:3])
-
-
-def _rows(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    return x, w.expand(len(x), -1, -1)

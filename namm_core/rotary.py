@@ -1,64 +1,71 @@
-"""A model's rotary embedding (Su et al., arXiv 2104.09864): taken off queries, and put on again for later positions.
+"""A layer's rotary embedding, found in the model: to take queries' rotation back, and to turn by any positions.
 
-Knows the layout that transformers uses: the rotated dimensions come first, pairs stand half of them apart.
+Known is the layout in which dimension i is paired with i + n/2 of the first n (Llama, Qwen, Mistral, Gemma, Phi,
+GPT-NeoX, ...), of one frequency table for the model or one for each kind of layer. All others (interleaved pairs,
+several position axes, rotation of the last dimensions, none at all) are `None`. Knows nothing of caches or policies.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """Frequencies of one layer."""
+    """The rotation of one layer's queries and keys."""
 
-    frequencies: Tensor
-    """(rotated dimensions / 2,), radians a token."""
-    scaling: float = 1.0
-    """What rotated queries and keys are multiplied by (YaRN's attention factor)."""
+    module: nn.Module
+    """The model's own, asked anew each time: some (dynamic NTK, LongRoPE) change with the length of the text."""
+    prefix: str = ""
+    """In front of the names in it: the kind of layer, where each has a table of its own."""
 
-    def remove(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x (rows, heads, tokens, size) as it was before it was rotated to positions (rows, tokens)."""
-        angle = self._angle(positions)[:, None]
-        return turn(x, angle.cos() / self.scaling, -angle.sin() / self.scaling)
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (..., n/2) of positions (...), float32, times the embedding's own scale."""
+        frequencies = getattr(self.module, f"{self.prefix}inv_freq").to(positions.device, torch.float32)
+        angle = positions[..., None].float() * frequencies
+        return angle.cos() * self._scale, angle.sin() * self._scale
 
-    def mean(self, first: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (rows, rotated / 2) of the mean rotation to positions first..first + count - 1.
+    def unrotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (..., size) as it was before it was rotated by positions (...)."""
+        cos, sin = self.angles(positions)
+        return turn(x, cos / self._scale**2, -sin / self._scale**2)
 
-        first: (rows,).
-        """
-        angle = self._angle(first[:, None] + torch.arange(count, device=first.device))
-        return angle.cos().mean(1) * self.scaling, angle.sin().mean(1) * self.scaling
-
-    def _angle(self, positions: Tensor) -> Tensor:
-        return positions[..., None].float() * self.frequencies.to(positions.device)
+    @property
+    def _scale(self) -> float:
+        return getattr(self.module, f"{self.prefix}attention_scaling", 1.0)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the first dimensions of x (..., size) by cos, sin (..., rotated / 2); the others stay."""
+    """x (..., size) with its first n dimensions rotated by angles (..., n/2)."""
     half = cos.shape[-1]
-    first, second = x[..., :half], x[..., half : 2 * half]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, x[..., 2 * half :]], dim=-1)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
-def find(model: nn.Module, layers: int) -> list[Rotary | None]:
-    """Each layer's rotary embedding; None for all where the model has none that is known here.
+def find(model: PreTrainedModel, layer: int) -> Rotary | None:
+    """The rotary embedding of the text decoder's layer `layer`; None where there is none that is known."""
+    module = getattr(model.get_decoder(), "rotary_emb", None)
+    if module is None or not _pairs_halves(module) or hasattr(module, "mrope_section"):
+        return None
+    config = model.config.get_text_config(decoder=True)
+    rotated = getattr(config, "no_rope_layers", None)  # 1 for layers that rotate
+    if getattr(config, "qk_rope_head_dim", None) or (rotated and not rotated[layer]):
+        return None
+    kinds = getattr(config, "layer_types", None)
+    for prefix in ("", f"{kinds[layer]}_" if kinds else ""):
+        if hasattr(module, f"{prefix}inv_freq"):
+            return Rotary(module, prefix)
+    return None
 
-    Where layers of several types rotate differently (Gemma 3), each gets its own type's.
-    """
-    module = next((m for name, m in model.named_modules() if name.rpartition(".")[2] == "rotary_emb"), None)
-    if module is None:
-        return [None] * layers
-    if hasattr(module, "inv_freq"):
-        return [Rotary(module.inv_freq.float(), float(getattr(module, "attention_scaling", 1.0)))] * layers
-    config = getattr(module, "config", None)
-    kinds = getattr(config, "layer_types", None) or []
-    found = []
-    for kind in kinds[:layers]:
-        frequencies = getattr(module, f"{kind}_inv_freq", None)
-        scaling = float(getattr(module, f"{kind}_attention_scaling", 1.0))
-        found.append(None if frequencies is None else Rotary(frequencies.float(), scaling))
-    return found + [None] * (layers - len(found))
+
+def _pairs_halves(module: nn.Module) -> bool:
+    """Whether the file that defines the embedding pairs dimension i with i + n/2: it says so in `rotate_half`."""
+    rotate_half = getattr(sys.modules[type(module).__module__], "rotate_half", None)
+    if rotate_half is None:
+        return False
+    return rotate_half(torch.arange(4.0)).tolist() == [-2.0, -3.0, 0.0, 1.0]

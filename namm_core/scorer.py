@@ -1,7 +1,7 @@
-"""The networks that score a token, by the name that a configuration gives them; where each finds its part of theta.
+"""The network that scores a token, by the name it has in the configuration, and how `theta` is cut into its weights.
 
-A scorer is a module with `layout(config)`, the names and shapes inside theta, and `score(weights, embeddings)`; the
-last number of theta is the score's bias, so that lowering it raises the threshold of every token alike.
+A scorer is a module with `layout` and `score`. The last number of every `theta` is the bias of the score, which shifts
+the threshold for all tokens alike. Knows nothing of what a scorer computes.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 from namm_core import bam, mlp
 from namm_core.config import NammConfig
 
-SCORERS: dict[str, ModuleType] = {"bam": bam, "mlp": mlp}
+_SCORERS: dict[str, ModuleType] = {"bam": bam, "mlp": mlp}
 
 
 def num_parameters(config: NammConfig) -> int:
-    """Length of `theta`; 4,172 with the paper's numbers."""
-    return sum(math.prod(shape) for shape in SCORERS[config.scorer].layout(config).values())
+    """Length of `theta`; with the paper's numbers 4,172 for `bam`, 676 for `mlp`."""
+    return sum(math.prod(shape) for shape in _SCORERS[config.scorer].layout(config).values())
 
 
 def unpack(config: NammConfig, theta: Tensor) -> dict[str, Tensor]:
-    """Views into theta (rows, N): each (rows, *shape); matrices are (in, out), row-major."""
+    """Views into theta (rows, N): each (rows, *shape)."""
     parts, at = {}, 0
-    for name, shape in SCORERS[config.scorer].layout(config).items():
+    for name, shape in _SCORERS[config.scorer].layout(config).items():
         size = math.prod(shape)
         parts[name] = theta[:, at : at + size].unflatten(1, shape)
         at += size
@@ -37,4 +37,4 @@ def score(config: NammConfig, weights: dict[str, Tensor], embeddings: Tensor) ->
 
     weights: `unpack(...)`, with one row or as many as the embeddings.
     """
-    return SCORERS[config.scorer].score(weights, embeddings)
+    return _SCORERS[config.scorer].score(weights, embeddings)

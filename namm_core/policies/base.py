@@ -8,6 +8,7 @@ keys; what belongs to a row as a whole (`summarise`) is named tensors whose firs
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Protocol
 
 import torch
@@ -39,7 +40,9 @@ class View:
     summary: State = field(default_factory=dict)
     """What `summarise` made of the queries so far, (rows, ...) each; empty where it is not asked for."""
     rotary: Rotary | None = None
-    """The layer's rotary embedding; None where the model has none."""
+    """The layer's rotary embedding; None where there is none that is known (`namm_core.rotary`)."""
+    scaling: float = 1.0
+    """Attention logits are query . key times this."""
 
 
 class Policy(Protocol):
@@ -68,11 +71,11 @@ class Policy(Protocol):
         """
         ...
 
-    def summarise(self, summary: State, queries: Tensor, positions: Tensor) -> State:
+    def summarise(self, summary: State, queries: Tensor, positions: Tensor, rotary: Rotary | None) -> State:
         """Takes in the queries of one block, where `needs_queries`; returns the new summary, (rows, ...) tensors.
 
-        summary: {} at first; queries: (rows, heads, new, head size), before rotary embedding; positions: (rows, new),
-        -1 for blank ones.
+        summary: {} at first; queries: (rows, heads, new, head size), after rotary embedding; positions: (rows, new),
+        -1 for blank ones; rotary: as in `View`.
         """
         ...
 
@@ -95,53 +98,72 @@ class Stateless:
     def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
         return state
 
-    def summarise(self, summary: State, queries: Tensor, positions: Tensor) -> State:
+    def summarise(self, summary: State, queries: Tensor, positions: Tensor, rotary: Rotary | None) -> State:
         return summary
 
 
 @dataclass
 class Budgeted(Stateless):
-    """Base of policies that keep a given number of tokens in every head. Raises ValueError for an impossible budget."""
+    """Base of policies that keep a given number of tokens. Raises ValueError for a budget that is none."""
 
     budget: int | float | Tensor
-    """What a head keeps at each update: an int is tokens; a float in (0, 1] is that share of the tokens seen so far; a
-    tensor (rows,) is one or the other for each row, by its dtype."""
+    """What a head keeps at each update. An int: tokens. A float in (0, 1]: that fraction of the tokens its row has
+    seen by then, forgotten ones included. A tensor (rows,): one of either for each row, by its dtype."""
     update_interval: int = 512
     """Tokens between two updates."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.budget, bool) or not isinstance(self.budget, int | float | Tensor):
-            raise ValueError(f"a budget is a number of tokens or a share of them, not {self.budget!r}")
-        budget = torch.as_tensor(self.budget)
-        if budget.ndim > 1:
-            raise ValueError(f"a budget is one number, or one for each row, not of shape {tuple(budget.shape)}")
-        if budget.is_floating_point() and not bool(((budget > 0) & (budget <= 1)).all()):
-            raise ValueError(f"a budget that is a share lies above 0 and up to 1, not {self.budget} (tokens: an int)")
-        if not budget.is_floating_point() and not bool((budget >= 1).all()):
-            raise ValueError(f"a budget in tokens is at least 1, not {self.budget}")
-        self.rows = budget.numel()
+        check_count("update_interval", self.update_interval, least=1)
+        budget = self.budget
+        if isinstance(budget, Tensor):
+            if budget.ndim != 1 or not len(budget):
+                raise ValueError(f"a budget tensor has shape (rows,), not {tuple(budget.shape)}")
+            if budget.dtype == torch.bool or budget.is_complex():
+                raise ValueError(f"a budget holds tokens (integers) or fractions (floats), not {budget.dtype}")
+            self.rows, lowest, highest = len(budget), budget.min().item(), budget.max().item()
+        elif isinstance(budget, bool) or not isinstance(budget, Real):
+            raise ValueError(f"a budget is a number of tokens (int), a fraction (float) or a tensor, not {budget!r}")
+        else:
+            lowest = highest = budget
+        if isinstance(lowest, Integral):
+            if lowest < 1:
+                raise ValueError(f"a budget in tokens is at least 1, not {lowest}")
+        elif not 0 < lowest <= highest <= 1:  # not a number fails too
+            wrong = highest if highest > 1 else lowest
+            raise ValueError(f"a budget as a fraction lies above 0 and at most at 1, not {wrong} (tokens are an int)")
 
     def tokens(self, view: View) -> Tensor:
-        """(rows, 1, 1) int64, at least 1: tokens that each head of a row keeps at this update."""
-        budget = torch.as_tensor(self.budget, device=view.row.device).reshape(-1)[view.row]
+        """(rows,) int64, how many tokens each row of the cache keeps in each head, at least 1."""
+        budget = self.budget
+        if isinstance(budget, Tensor):
+            budget = budget.to(view.newest.device)[view.row]
+        else:
+            budget = torch.full_like(view.newest, budget, dtype=None if isinstance(budget, Integral) else torch.double)
         if budget.is_floating_point():
-            budget = (budget.double() * (view.newest + 1)).round().long().clamp(min=1)
-        return budget[:, None, None]
+            budget = (budget.double() * (view.newest + 1)).round()
+        return budget.long().clamp(min=1)
+
+
+def newest(view: View, count: Tensor) -> Tensor:
+    """(rows, kv_heads, keys) bool, the newest `count` (rows,) positions of each row."""
+    return view.positions > (view.newest - count)[:, None, None]
+
+
+def first(view: View, count: Tensor) -> Tensor:
+    """(rows, kv_heads, keys) bool, the first `count` (rows,) positions of each row."""
+    return (view.positions >= 0) & (view.positions < count[:, None, None])
 
 
 def top(scores: Tensor, view: View, tokens: Tensor) -> Tensor:
-    """Keeps the newest token and the highest scores of each head, as many as `tokens` (rows, 1, 1) says.
-
-    scores: (rows, kv_heads, keys), infinite for what must stay; of equal ones the older stays.
-    """
+    """Keeps the newest token and the highest scores (rows, kv_heads, keys) of each head, `tokens` (rows,) in all."""
     valid = view.positions >= 0
-    newest = view.positions == view.newest[:, None, None]
-    scores = scores.masked_fill(newest, torch.inf).masked_fill(~valid, -torch.inf)
+    scores = scores.masked_fill(view.positions == view.newest[:, None, None], torch.inf).masked_fill(~valid, -torch.inf)
     order = scores.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).to(order).expand_as(order))
-    return (rank < tokens) & valid
+    return (rank < tokens[:, None, None]) & valid
 
 
-def newest_tokens(view: View, tokens: Tensor) -> Tensor:
-    """(rows, kv_heads, keys) bool, the newest `tokens` (rows, 1, 1) of each row."""
-    return view.positions > view.newest[:, None, None] - tokens
+def check_count(name: str, value: int, least: int) -> None:
+    """Raises ValueError unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} is an integer of at least {least}, not {value!r}")

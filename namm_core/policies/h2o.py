@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from namm_core.policies.base import Budgeted, State, View, newest_tokens, top
+from namm_core.policies.base import Budgeted, State, View, newest, top
 
 
 @dataclass
@@ -18,6 +18,11 @@ class H2O(Budgeted):
     """Share of the budget that goes to the newest tokens; the paper's is a half."""
     needs_attention = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.recent <= 1:
+            raise ValueError(f"recent is a share of the budget, from 0 to 1, not {self.recent}")
+
     def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
         return {"received": torch.zeros(rows, heads, 1, 0, device=device)}
 
@@ -26,5 +31,5 @@ class H2O(Budgeted):
 
     def keep(self, state: State, view: View) -> Tensor:
         tokens = self.tokens(view)
-        recent = newest_tokens(view, (tokens * self.recent).floor())
+        recent = newest(view, (tokens * self.recent).floor())
         return top(state["received"][:, :, 0].masked_fill(recent, torch.inf), view, tokens)

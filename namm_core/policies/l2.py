@@ -11,7 +11,7 @@ from namm_core.policies.base import Budgeted, State, View, top
 
 @dataclass
 class L2(Budgeted):
-    """Keeps the keys of lowest L2 norm in each head."""
+    """Keeps the `budget` keys of lowest L2 norm in each head."""
 
     def keep(self, state: State, view: View) -> Tensor:
         return top(-view.keys.float().norm(dim=-1), view, self.tokens(view))

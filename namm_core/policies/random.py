@@ -12,7 +12,7 @@ from namm_core.policies.base import Budgeted, State, View, top
 
 @dataclass
 class Random(Budgeted):
-    """Keeps tokens of each head by a fixed random rank of (seed, layer, head, position)."""
+    """Keeps `budget` tokens of each head by a fixed random rank of (seed, layer, head, position)."""
 
     seed: int = 0
     """Seed of the ranks."""

@@ -6,17 +6,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm_core.policies.base import Budgeted, State, View, newest_tokens
+from namm_core.policies.base import Budgeted, State, View, check_count, first, newest
 
 
 @dataclass
 class Streaming(Budgeted):
-    """Keeps the first `sinks` tokens and the newest ones."""
+    """Keeps the first `sinks` tokens and the newest ones, `budget` in all."""
 
     sinks: int = 4
-    """First tokens that always stay; fewer where the budget has no room for them beside the newest."""
+    """First tokens that always stay; fewer where the budget leaves no room for the newest beside them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("sinks", self.sinks, least=0)
 
     def keep(self, state: State, view: View) -> Tensor:
         tokens = self.tokens(view)
         sinks = (tokens - 1).clamp(max=self.sinks)
-        return newest_tokens(view, tokens - sinks) | (view.positions < sinks)
+        return first(view, sinks) | newest(view, tokens - sinks)

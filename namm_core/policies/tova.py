@@ -1,4 +1,8 @@
-"""TOVA (Oren et al., arXiv 2401.06104): what the newest query attends to least goes first."""
+"""TOVA (Oren et al., arXiv 2401.06104): the newest query alone says what the next ones will look at.
+
+The paper drops one token at each step, as soon as the cache is over its size. Here what is too much goes at each
+update, by the attention of the query right before it.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +16,24 @@ from namm_core.policies.base import Budgeted, State, View, top
 
 @dataclass
 class TOVA(Budgeted):
-    """Keeps the keys with the most attention of the newest query, averaged over the heads of a layer.
+    """Keeps the tokens with the most attention of the newest query, mean over the layer's heads: the same in all.
 
-    So all heads of a layer hold the same tokens. Updated every interval instead of at every token.
+    The newest token stays too, as everywhere here; the paper does not force it.
     """
 
     needs_attention = True
 
     def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
-        return {"newest": torch.zeros(rows, heads, 1, 0, device=device)}
+        return {"last": torch.zeros(rows, heads, 1, 0, device=device)}
 
     def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
-        newest = attention[:, :, -1:]
-        if all(counts):
-            return {"newest": newest.clone()}
-        fresh = torch.tensor(counts, device=attention.device) > 0  # a row without new tokens keeps what it saw
-        return {"newest": torch.where(fresh[:, None, None, None], newest, state["newest"])}
+        last = attention[:, :, -1:].clone()  # never a view of the whole block
+        if 0 in counts:  # a row without a token in this block keeps what its last query said
+            idle = torch.tensor([count == 0 for count in counts], device=attention.device)
+            last = torch.where(idle[:, None, None, None], state["last"], last)
+        return {"last": last}
 
     def keep(self, state: State, view: View) -> Tensor:
-        scores = state["newest"][:, :, 0].mean(1, keepdim=True)
-        return top(scores.expand(view.positions.shape), view, self.tokens(view))
+        # Query groups are of one size, so the mean of their means is the mean over all query heads.
+        scores = state["last"][:, :, 0].mean(1, keepdim=True).expand_as(view.positions)
+        return top(scores, view, self.tokens(view))
