@@ -15,12 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from namm_core import attention, rotary
+from namm_core import attention, rotary, support
 from namm_core.blocks import Block, plan
 from namm_core.holding import Held
 from namm_core.packing import gather_keys, packing
 from namm_core.policies.base import Policy, View
-from namm_core.rotary import Rotary
 
 
 class MemoryLayer(CacheLayerMixin):
@@ -35,7 +34,6 @@ class MemoryLayer(CacheLayerMixin):
 
     def __init__(self, policy: Policy, index: int, embedding: rotary.Rotary | None = None) -> None:
         super().__init__()
-        self.rotary = rotary
         self.policy = policy
         self.index = index
         self.rotary = embedding
@@ -202,6 +200,7 @@ class MemoryCache(Cache):
 
     def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
         config = model.config.get_text_config(decoder=True)
+        support.check_model(model)
         super().__init__(
             layers=[MemoryLayer(policy, i, rotary.find(model, i)) for i in range(config.num_hidden_layers)]
         )

@@ -162,12 +162,7 @@ class Evaluator:
             return None
         if name == "oracle":
             return Oracle([torch.from_numpy(p.relevant).long() for p in prompts], interval)
-        return named_policy(name)(budget=_budgets(specs[0].budget, prompts, interval), update_interval=interval)
-
-
-def named_policy(name: str) -> type:
-    """The policy in `namm_core/policies/<name>.py`. Raises ValueError for an unknown name."""
-    return policies.named(name)
+        return policies.named(name)(budget=_budgets(specs[0].budget, prompts, interval), update_interval=interval)
 
 
 def _budgets(fraction: float | None, prompts: list[Prompt], interval: int) -> torch.Tensor:
