@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig
 from namm_core.policies import H2O, Full, Streaming
 
-INTERVAL, PROMPT, NEW = 16, 85, 8  # an update falls due in decode, and a tail is left over
+INTERVAL, PROMPT, NEW = 16, 90, 8  # an update falls due in decode, at 96, and a tail is left over
 CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 
 THETA = np.random.default_rng(58).normal(0, 0.3, NUM_PARAMETERS).astype(np.float32)
