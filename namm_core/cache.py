@@ -3,8 +3,8 @@
     cache = MemoryCache(model, namm)
     model.generate(input_ids, past_key_values=cache)
 
-Each layer holds its kept keys and values packed to the right, true positions beside them, and the policy's state
-of the same tokens. Forgetting happens inside attention (`namm_core.attention`), layer by layer. Knows nothing of
+Each layer holds its kept keys and values, true positions beside them, and the policy's state of the same tokens
+(`namm_core.holding`). Forgetting happens inside attention (`namm_core.attention`), layer by layer. Knows nothing of
 how a policy decides.
 """
 
@@ -17,12 +17,18 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from namm_core import attention
 from namm_core.blocks import Block, plan
+from namm_core.holding import Held
 from namm_core.packing import gather_keys, packing
 from namm_core.policies.base import Policy, View
 
 
 class MemoryLayer(CacheLayerMixin):
-    """What one attention layer remembers."""
+    """What one attention layer remembers.
+
+    During a forward call (`open` to `close`) `keys`, `values`, `positions` and `state` are dense, each head's tokens
+    packed to the right. Between calls, heads of unequal length are stored end to end (`Ragged`), and what came since
+    their last update stands behind them, dense.
+    """
 
     is_sliding = False
 
@@ -35,7 +41,9 @@ class MemoryLayer(CacheLayerMixin):
         self.fed: list[int] = []
         """Real tokens fed, per row."""
         self.ragged = False
-        """Whether some head holds padding, in front of its tokens."""
+        """Whether some head holds padding, in front of its tokens, while the layer is open."""
+        self.held: Held | None = None
+        """What the layer holds, while it is not open."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, _ = key_states.shape
@@ -43,10 +51,12 @@ class MemoryLayer(CacheLayerMixin):
         if rows % known:
             raise ValueError(f"the policy has {known} rows (candidates), which do not divide a batch of {rows}")
         device = key_states.device
-        self.keys = key_states[:, :, :0]
-        self.values = value_states[:, :, :0]
-        self.positions = torch.zeros(rows, heads, 0, dtype=torch.int64, device=device)
-        self.state = self.policy.start(rows, heads, device, key_states.dtype)
+        self.held = Held(
+            keys=key_states.new_empty(rows, heads, 0, key_states.shape[3]),
+            values=value_states.new_empty(rows, heads, 0, value_states.shape[3]),
+            positions=torch.zeros(rows, heads, 0, dtype=torch.int32, device=device),
+            state=self.policy.start(rows, heads, device, key_states.dtype),
+        )
         self.summary = {}
         self.row = torch.arange(rows, device=device) // (rows // known)
         self.fed = [0] * rows
@@ -71,6 +81,18 @@ class MemoryLayer(CacheLayerMixin):
         """Blocks of a forward call of `tokens` columns; real: (rows, tokens) bool, False for padding."""
         return plan(self.fed, tokens, real, self.policy.update_interval)
 
+    def open(self) -> None:
+        """Makes the layer's content dense, for one forward call."""
+        self.keys, self.values, self.positions, self.state, self.ragged = self.held.dense()
+        self._since = 0
+        self._moved = False
+
+    def close(self) -> None:
+        """Ends a forward call: stores what is held without the padding."""
+        content = (self.keys, self.values, self.positions, self.state, self.ragged)
+        self.held = self.held.grown(*content, self._since) if not self._moved else Held.of(*content)
+        self.keys = self.values = self.positions = self.state = None
+
     def append(self, keys: Tensor, values: Tensor, block: Block) -> None:
         """Adds a block's keys and values, (rows, kv_heads, new, size), to what is held."""
         rows, heads, new, _ = keys.shape
@@ -79,6 +101,7 @@ class MemoryLayer(CacheLayerMixin):
         self.values = torch.cat([self.values, values], dim=2)
         self.positions = torch.cat([self.positions, positions], dim=2)
         self.state = {name: torch.nn.functional.pad(t, (0, new)) for name, t in self.state.items()}
+        self._since += new
         if not block.alike:
             self._pack(self.positions >= 0)  # blank tokens go in front
 
@@ -111,6 +134,7 @@ class MemoryLayer(CacheLayerMixin):
         if bool(keep.all()):
             self.ragged = False
             return
+        self._moved = True
         index, kept = packing(keep)
         self.ragged = not bool(kept.all())
         wide = index[..., None]
@@ -131,7 +155,7 @@ class MemoryLayer(CacheLayerMixin):
         return -1
 
     def reset(self) -> None:
-        self.keys = self.values = None
+        self.held = None
         self.is_initialized = False
         self.seen, self.fed, self.ragged = 0, [], False
 
@@ -145,10 +169,9 @@ class MemoryLayer(CacheLayerMixin):
         """Moves keys, values, positions, state, candidates and counters of the rows together."""
         if not self.is_initialized:
             return
-        indices = indices.to(self.positions.device)
-        self.keys, self.values = self.keys[indices], self.values[indices]
-        self.positions, self.row = self.positions[indices], self.row[indices]
-        self.state = {name: t[indices] for name, t in self.state.items()}
+        indices = indices.to(self.row.device)
+        self.held = self.held.rows(indices)
+        self.row = self.row[indices]
         self.summary = {name: t[indices] for name, t in self.summary.items()}
         self.fed = [self.fed[i] for i in indices.tolist()]
 
@@ -193,26 +216,22 @@ class MemoryCache(Cache):
         held = self.layers[layer]
         if not held.is_initialized:
             return []
-        return [[head[head >= 0] for head in row] for row in held.positions]
+        return [[head[head >= 0] for head in row] for row in held.held.dense()[2]]
 
     def kept_counts(self) -> Tensor:
         """(layers, rows, kv_heads) int64, entries held."""
-        return torch.stack([(layer.positions >= 0).sum(-1).cpu() for layer in self.layers])
+        return torch.stack([layer.held.counts.cpu() for layer in self.layers])
 
     @property
     def nbytes(self) -> int:
         """Bytes of the storage behind keys and values."""
-        return sum(_nbytes(t) for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values))
+        return sum(_nbytes(t) for layer in self.layers if layer.held for t in layer.held.main())
 
     @property
     def state_nbytes(self) -> int:
-        """Bytes of everything else that is held: positions and the policy's state."""
-        held = [layer for layer in self.layers if layer.is_initialized]
-        return sum(
-            _nbytes(t)
-            for layer in held
-            for t in (layer.positions, layer.row, *layer.state.values(), *layer.summary.values())
-        )
+        """Bytes of everything else that is held: positions, counts and the policy's state."""
+        held = [layer for layer in self.layers if layer.held]
+        return sum(_nbytes(t) for layer in held for t in (*layer.held.beside(), layer.row, *layer.summary.values()))
 
 
 def _nbytes(tensor: Tensor) -> int:

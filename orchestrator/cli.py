@@ -14,9 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import head, report, runs, services, spec
+from orchestrator import curve_tables, evaluate_command, head, report, runs, services, spec
 from orchestrator.dispatch import WorkFailed
-from orchestrator.job import RUNS, run
+from orchestrator.job import run
+from orchestrator.workplace import RUNS
 from workers.prompts import masked_url
 
 INTERRUPTED = 130
@@ -27,7 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(options, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # settings may stand behind options too
+        options.overrides += rest
     try:
         return options.command(options) or 0
     except (ValueError, WorkFailed) as error:
@@ -54,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     evolve.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the file's")
     evolve.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     evolve.set_defaults(command=_evolve)
+
+    evaluate_command.add_command(commands)
 
     shown = commands.add_parser("report", help="print a run's table")
     shown.add_argument("run", help="a run's name or folder")
@@ -112,6 +119,9 @@ def _job(options: argparse.Namespace) -> spec.JobSpec:
 
 
 def _report(options: argparse.Namespace) -> None:
+    if (curve := evaluate_command.finished(options.run)) is not None:
+        print(curve_tables.markdown(*curve)) if options.markdown else Console().print(curve_tables.table(*curve))
+        return
     folder = _folder(options.run)
     try:
         result = json.loads((folder / "result.json").read_text())
@@ -145,11 +155,7 @@ def _ui(options: argparse.Namespace) -> None:
 
 def _folder(name: str) -> Path:
     """A run by name or folder."""
-    for folder in (Path(name), RUNS / name):
-        if (folder / "job.yaml").is_file():
-            return folder
-    known = ", ".join(sorted(path.parent.name for path in RUNS.glob("*/job.yaml"))) or "none"
-    raise ValueError(f"no run {name!r} in {RUNS}/; known: {known}")
+    return runs.find(RUNS, name)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Display:
         self._live: Live | None = None
         self._started = self._last = time.monotonic()
         self._total = 0
-        self._comparing = False
+        self._title = ""
         self._done_evaluations = 0
         self._durations: list[float] = []
 
@@ -83,19 +83,35 @@ class Display:
 
     def comparison(self, policy: str, done: int, of: int) -> None:
         """Results so far of the comparison on held-out samples."""
-        if not self._comparing:
-            self._comparing = True
-            self.console.print("\nheld-out samples, all policies", style="bold")
-            self._begin_live()
+        self._stage("held-out samples, all policies")
         self._show(f"{policy:>12} {_bar(done, of)} {done}/{of}")
         if done == of and not self.console.is_terminal:
             self.console.print(f"{policy:>12} {done}/{of}")
+
+    def timing(self, policy: str, done: int, of: int) -> None:
+        """Measurements of speed so far."""
+        self._stage("speed and size, on one worker, policies in turn")
+        self._show(f"{policy:>12} {_bar(done, of)} {done}/{of}")
+        if done == of and not self.console.is_terminal:
+            self.console.print(f"{'all':>12} {done}/{of}")
+
+    def warning(self, text: str) -> None:
+        """What a person should know of the numbers that follow."""
+        self.console.print(text, style="yellow", soft_wrap=True)
 
     def stop(self) -> None:
         """Leaves the terminal as it was."""
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def _stage(self, title: str) -> None:
+        """Begins a stage with a bar of its own, where it is not under way yet."""
+        if self._title != title:
+            self._title = title
+            self.stop()
+            self.console.print(f"\n{title}", style="bold")
+            self._begin_live()
 
     def _begin_live(self) -> None:
         if self.console.is_terminal:

@@ -24,6 +24,7 @@ from workers.tasks import OWN_METRIC
 from workers.tasks.metrics import score
 from workers.tasks.prompt import Prompt, cut, tokenise
 from workers.tasks.source import load_tasks
+from workers.timing import Timing, measure
 from workers.unit import PolicySpec, SampleRef, SampleResult, Unit
 
 RECENT_TOKENS = 2**24
@@ -141,6 +142,11 @@ class Evaluator:
             held,
             prompt.relevant.tolist(),
         )
+
+    def timing(self, spec: PolicySpec, ref: SampleRef, tokens: int) -> Timing:
+        """What one sample's prompt and `tokens` forced tokens after it cost under a policy."""
+        prompt = self.prompt(ref)
+        return measure(self.model, torch.from_numpy(prompt.ids).long(), self._policy((spec,), [prompt]), tokens)
 
     def prompt(self, ref: SampleRef) -> Prompt:
         """The sample's token ids, from this process, from Redis, or made anew."""

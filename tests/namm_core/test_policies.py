@@ -131,7 +131,7 @@ def test_what_the_baselines_keep(model, prompt):
         model(prompt[:, :INTERVAL], past_key_values=full)
     with MemoryCache(model, L2(20, INTERVAL)) as cache, torch.no_grad():
         model(prompt[:, :INTERVAL], past_key_values=cache)
-    norms = full.layers[0].keys[0, 1, :-1].norm(dim=-1)
+    norms = full.layers[0].held.keys[0, 1, :-1].norm(dim=-1)
     expected = sorted(norms.argsort()[:19].tolist()) + [INTERVAL - 1]  # the newest always stays
     assert cache.kept_positions(0)[0][1].tolist() == expected
 
