@@ -90,7 +90,11 @@ def run(spec: EvaluateSpec, resume: bool, display: Display) -> tuple[dict[str, A
         theta=saved.theta.numpy(),
         statistics=None if given is None else (given.mean.numpy(), given.var.numpy(), given.count),
     )
-    job = workplace.checked(dataclasses.replace(spec.job, memory=saved.config, storage=None))
+    samples = {
+        "samples": evaluation.held_out_samples(spec.job.kinds, spec.samples),
+        "validation": evaluation.held_out_samples(spec.job.kinds, spec.validation, "validation"),
+    }
+    job = workplace.checked(dataclasses.replace(spec.job, memory=saved.config, storage=None), spec.policies, samples)
     names = tuple(dict.fromkeys(("full", "namm", *spec.policies)))
     spec = dataclasses.replace(spec, job=job, policies=names, budgets=tuple(sorted(set(spec.budgets))))
     purpose = f"evaluate-{policy_key(memory)}-"

@@ -22,7 +22,9 @@ def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
 
     Raises ValueError, one line, for bad input, before anything is written.
     """
-    job = workplace.checked(job)
+    held_out = evaluation.held_out_samples(job.kinds, job.evaluation.samples)
+    samples = {"validation.samples": validation_samples(job), "evaluation.samples": held_out}
+    job = workplace.checked(job, job.evaluation.policies, samples)
     with workplace.opened(job, resume, display, ("job.yaml", job), _tags(job)) as place:
         return _run(job, place.folder, place.dispatcher, place.tracker, display, place.mirror)
 

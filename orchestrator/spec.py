@@ -17,7 +17,7 @@ import yaml
 from namm_core.config import NammConfig, from_mapping
 from orchestrator import files
 from orchestrator.search import SearchConfig
-from workers.config import ModelConfig
+from workers.config import ModelConfig, PromptConfig
 
 Kinds = tuple[str, ...]
 
@@ -110,6 +110,7 @@ class JobSpec:
     """Seed of which samples a generation sees, and of the search (added to `search.seed`)."""
     generations: int = 30
     """Generations of the search."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     memory: NammConfig = field(default_factory=NammConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     start: StartSpec = field(default_factory=StartSpec)

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,16 +49,29 @@ class Workplace:
     mirror: Mirror | None
 
 
-def checked(job: JobSpec) -> JobSpec:
-    """The job, naming exactly the weights that are there now. Raises ValueError for a model or task that is not."""
+def checked(
+    job: JobSpec, policies: Sequence[str] = (), samples: Mapping[str, Sequence[SampleRef]] | None = None
+) -> JobSpec:
+    """The job, naming exactly the weights that are there now.
+
+    policies: what will be compared; samples: what will be asked for, by the name of the setting that says how many.
+    Raises ValueError for a model or task that is not there, and for what the tasks do not have.
+    """
     from workers import models  # imports torch
 
     models.check(job.model)
     job = dataclasses.replace(job, model=models.pinned(job.model))  # what "main" means must not change on the way
-    known = load_tasks(job.tasks).tasks
+    tasks = load_tasks(job.tasks)
     for task in job.kinds:
-        if task not in known:
-            raise ValueError(f"unknown task {task!r} in train or heldout; tasks of this set: {', '.join(known)}")
+        if task not in tasks.tasks:
+            raise ValueError(f"unknown task {task!r} in train or heldout; tasks of this set: {', '.join(tasks.tasks)}")
+    if "oracle" in policies and not tasks.locates:
+        raise ValueError("policies: oracle needs tasks that say where their answers stand: leave it out")
+    for setting, refs in (samples or {}).items():
+        for task, split, index in refs:
+            size = None if split == "train" else tasks.size(task, split)
+            if size is not None and index >= size:
+                raise ValueError(f"{setting} asks for more {split} samples than the {size} that {task} has: lower it")
     return job
 
 
@@ -97,7 +110,7 @@ def opened(
         display.status("starting Ray and the workers")
         cpus = None if job.workers.count is None else job.workers.count * job.workers.threads
         stack.enter_context(connected(job.workers.ray_address, f"namm-{job.name}", cpus))
-        config = EvaluatorConfig(job.model, job.tasks, job.memory, job.workers.threads, redis_url)
+        config = EvaluatorConfig(job.model, job.tasks, job.memory, job.workers.threads, redis_url, job.prompt)
         fleet = stack.enter_context(closing(RayFleet(config, job.workers)))
         dispatcher = Dispatcher(fleet, job.workers, journal)
         params = dataclasses.asdict(settings[1])
@@ -136,11 +149,13 @@ def _prepare(folder: Path) -> None:
 
 
 def _identity(job: JobSpec, weights: str) -> str:
-    """What the scores in a journal depend on: the configuration, the weights and our own code."""
+    """What the scores in a journal depend on: the configuration, the weights, the tasks' data and our own code."""
     code = hashlib.sha256()
     for package in (namm_core, workers):
         for file in sorted(Path(package.__file__).parent.rglob("*.py")):
             code.update(file.read_bytes())
+    tasks = load_tasks(job.tasks)
+    code.update("\n".join(tasks.fingerprint(task) for task in job.kinds).encode())
     return f"{job.digest()}-{weights[:16]}-{code.hexdigest()[:16]}"
 
 
