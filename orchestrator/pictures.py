@@ -92,7 +92,7 @@ def fitness_curve(generations: Sequence[Mapping], path: str | Path) -> None:
     panels[-1].set_xlim(x.min() - 0.5, x.max() + 0.5)
     begun = [i for i in range(1, len(x)) if generations[i].get("stage") != generations[i - 1].get("stage")]
     for i in begun:
-        panels[0].annotate(generations[i]["stage"], (x[i] - 0.5, 1.01), xycoords=("data", "axes fraction"), fontsize=8)
+        panels[0].annotate(generations[i]["stage"], (x[i] - 0.45, 0.03), xycoords=("data", "axes fraction"), fontsize=8)
     for axes in panels:
         for i in begun:
             axes.axvline(x[i] - 0.5, color=GREY, lw=1.0, ls=":")
