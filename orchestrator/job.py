@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from orchestrator import evaluation, files, pictures, report, workplace
 from orchestrator.display import Display
 from orchestrator.evolution import Outcome, evolve, validation_samples
 from orchestrator.spec import JobSpec
+from workers.tasks.source import load_tasks
 from workers.unit import PolicySpec, SampleRef
 
 
@@ -47,14 +49,21 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirr
         if mirror and mirror.lost:
             raise ValueError(mirror.lost)
 
-    statistics = workplace.statistics(job, dispatcher, display)
+    def stage_over(entry: dict[str, Any], best: PolicySpec, mean: PolicySpec) -> None:
+        for name, policy in {"namm": best, "mean": mean}.items() if job.stages else ():
+            _export(policy, job, folder / "stages" / entry["name"] / name)
+
+    size = load_tasks(job.tasks).size
+    statistics = workplace.statistics(job, dispatcher, display, size)
     display.start(job, dispatcher.fleet.wanted)
     for record in journal.told[: job.generations]:
         recorded(record)
     parameters = scorer.num_parameters(job.memory)
-    outcome = evolve(job, dispatcher.evaluate, statistics, parameters, tell, display.progress, list(journal.told))
+    past = list(journal.told)
+    outcome = evolve(job, dispatcher.evaluate, statistics, parameters, tell, display.progress, past, stage_over, size)
+    trained = tuple(dict.fromkeys(task for stage in outcome.stages for task in stage["train"]))
     search_seconds = time.monotonic() - started
-    validation = validation_samples(job)
+    validation = validation_samples(job, trained, size)
     display.fitting()
     best, fit = evaluation.fit_size(dispatcher.evaluate, outcome.best, validation, job.evaluation.kept_at_most)
     _export(best, job, folder / "namm")
@@ -66,11 +75,14 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirr
         {
             "name": job.name,
             "seed": job.seed,
-            "generations": job.generations,
+            "generations": len(outcome.generations),
+            "stages": outcome.stages,
+            "asked": sum(r["asked"] for r in outcome.generations),
+            "racing": _racing(outcome),
             "best_generation": outcome.best_generation,
             "evaluations": len(journal),
             "quarantined": sorted(map(list, journal.quarantined)),
-            "trained_tasks": list(job.train),
+            "trained_tasks": list(trained),
             "heldout_tasks": list(job.heldout),
             "validation": _validation(outcome),
             "threshold": fit,
@@ -96,6 +108,15 @@ def draw(folder: Path, history: list[dict], dispatcher, best: PolicySpec, sample
     pictures.prompt_picture(tokens, held, relevant, folder / "prompt.png", title)
 
 
+def _racing(outcome: Outcome) -> dict[str, Any] | None:
+    """What racing saved, of the candidates' evaluations; None where candidates did not race."""
+    raced = [r for r in outcome.generations if "saved" in r]
+    if not raced:
+        return None
+    saved, shares = sum(r["saved"] for r in raced), [r["saved_share"] for r in raced]
+    return {"saved": saved, "saved_share": fmean(shares), "dropped": sum(r["dropped"] for r in raced)}
+
+
 def _export(best: PolicySpec, job: JobSpec, path: Path) -> None:
     from namm_core import FeatureStatistics, Namm
 
@@ -111,7 +132,8 @@ def _metrics(record: dict[str, Any], dispatcher, seconds: float) -> dict[str, fl
     cost = dispatcher.cost
     metrics = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "generation"}
     metrics |= {f"kept_layer/{i}": kept for i, kept in enumerate(record["kept_layers"])}
-    metrics |= {f"score/{task}": score for task, score in record["tasks"].items()}
+    for name, key in {"score": "tasks", "base": "base", "normalised": "normalised"}.items():
+        metrics |= {f"{name}/{task}": value for task, value in record[key].items()}
     metrics |= {
         "evaluations": cost.evaluations,
         "tokens_per_second": cost.tokens / seconds,

@@ -22,6 +22,7 @@ import workers
 from orchestrator import files, services, spec, storage
 from orchestrator.display import Display
 from orchestrator.journal import FILE, Journal, Lock
+from orchestrator.samples import Size, endless, statistics_samples
 from orchestrator.spec import JobSpec
 from orchestrator.storage import Mirror
 from workers.config import EvaluatorConfig
@@ -124,13 +125,14 @@ def opened(
             tracker.finish("FINISHED" if finished else "KILLED")
 
 
-def statistics(job: JobSpec, dispatcher: Dispatcher, display: Display) -> tuple[np.ndarray, np.ndarray, float]:
+def statistics(
+    job: JobSpec, dispatcher: Dispatcher, display: Display, size: Size = endless
+) -> tuple[np.ndarray, np.ndarray, float]:
     """The frozen feature statistics; collected once in a job's life, since another machine's would differ in bits."""
 
     def collect() -> list:
         display.status("collecting feature statistics with the full cache")
-        prompts = [SampleRef(t, "train", i) for t in job.train for i in range(job.fitness.statistics_samples)]
-        mean, var, count = dispatcher.ask("statistics", prompts)
+        mean, var, count = dispatcher.ask("statistics", statistics_samples(job, size))
         return [mean.tolist(), var.tolist(), float(count)]
 
     mean, var, count = dispatcher.journal.fact("statistics", collect)
