@@ -37,10 +37,15 @@ class Display:
     def start(self, job: JobSpec, workers: int) -> None:
         """The search begins."""
         self._total = job.generations
-        samples = job.fitness.samples * len(job.train)
+        lines = []
+        for stage in job.plan:
+            lines += [
+                f"{stage.name if job.stages else job.name}: {stage.generations} generations of {stage.population} "
+                f"candidates on {stage.samples * len(stage.train)} samples ({', '.join(stage.train)})"
+            ]
+        name = f"{job.name}, {len(lines)} stages:\n" if job.stages else ""
         self.console.print(
-            f"{job.name}: {job.generations} generations of {job.search.population} candidates on {samples} samples "
-            f"({', '.join(job.train)}), {workers} worker{'s' * (workers != 1)}\n"
+            f"{name}{chr(10).join(lines)}, {workers} worker{'s' * (workers != 1)}\n"
             "[dim]fitness: mean of the candidates; best: the best of them; mean, full: task score of the search's "
             "mean and of\nthe full cache on the same samples; kept: share of the cache that the mean keeps[/dim]"
         )
@@ -73,8 +78,14 @@ class Display:
             )
             if record["best_generation"] == record["generation"]:
                 line += "  *"
+        if "saved_share" in record:
+            line += f"   raced: {record['saved_share']:.0%} saved"
         self._print(line)
-        if record["generation"] == self._total:
+        if record["ended"]:
+            goes_on = {"search": ": it starts anew with more candidates", "stage": "", "job": ""}[record["ended"]]
+            if record["ended"] != "job" or record["generation"] < self._total or record["stage_number"] > 1:
+                self.console.print(f"[dim]{record['stage']} ended: {record['reason']}{goes_on}[/dim]", soft_wrap=True)
+        if record["ended"] == "job":
             self.stop()
 
     def fitting(self) -> None:

@@ -22,6 +22,7 @@ from orchestrator import evaluation, files, pictures, report, services, spec, st
 from orchestrator.display import Display
 from orchestrator.evolution import Outcome, evolve, validation_samples
 from orchestrator.journal import FILE, Journal, Lock
+from orchestrator.samples import Size, endless, statistics_samples
 from orchestrator.spec import JobSpec
 from orchestrator.storage import Mirror
 from workers.config import EvaluatorConfig
@@ -100,14 +101,21 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirr
         if mirror and mirror.lost:
             raise ValueError(mirror.lost)
 
-    statistics = _statistics(job, dispatcher, display)
+    def stage_over(entry: dict[str, Any], best: PolicySpec, mean: PolicySpec) -> None:
+        for name, policy in {"namm": best, "mean": mean}.items() if job.stages else ():
+            _export(policy, job, folder / "stages" / entry["name"] / name)
+
+    size = _sizes(job)
+    statistics = _statistics(job, dispatcher, display, size)
     display.start(job, dispatcher.fleet.wanted)
     for record in journal.told[: job.generations]:
         recorded(record)
     parameters = bam.num_parameters(job.memory)
-    outcome = evolve(job, dispatcher.evaluate, statistics, parameters, tell, display.progress, list(journal.told))
+    past = list(journal.told)
+    outcome = evolve(job, dispatcher.evaluate, statistics, parameters, tell, display.progress, past, stage_over, size)
+    trained = tuple(dict.fromkeys(task for stage in outcome.stages for task in stage["train"]))
     search_seconds = time.monotonic() - started
-    validation = validation_samples(job)
+    validation = validation_samples(job, trained, size)
     display.fitting()
     best, fit = evaluation.fit_size(dispatcher.evaluate, outcome.best, validation, job.evaluation.kept_at_most)
     _export(best, job, folder / "namm")
@@ -119,11 +127,14 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirr
         {
             "name": job.name,
             "seed": job.seed,
-            "generations": job.generations,
+            "generations": len(outcome.generations),
+            "stages": outcome.stages,
+            "asked": sum(r["asked"] for r in outcome.generations),
+            "racing": _racing(outcome),
             "best_generation": outcome.best_generation,
             "evaluations": len(journal),
             "quarantined": sorted(map(list, journal.quarantined)),
-            "trained_tasks": list(job.train),
+            "trained_tasks": list(trained),
             "heldout_tasks": list(job.heldout),
             "validation": _validation(outcome),
             "threshold": fit,
@@ -140,13 +151,12 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirr
     return result
 
 
-def _statistics(job: JobSpec, dispatcher, display: Display) -> tuple[np.ndarray, np.ndarray, float]:
+def _statistics(job: JobSpec, dispatcher, display: Display, size: Size) -> tuple[np.ndarray, np.ndarray, float]:
     """The frozen feature statistics; collected once in a job's life, since another machine's would differ in bits."""
 
     def collect() -> list:
         display.status("collecting feature statistics with the full cache")
-        prompts = [SampleRef(t, "train", i) for t in job.train for i in range(job.fitness.statistics_samples)]
-        mean, var, count = dispatcher.ask("statistics", prompts)
+        mean, var, count = dispatcher.ask("statistics", statistics_samples(job, size))
         return [mean.tolist(), var.tolist(), float(count)]
 
     mean, var, count = dispatcher.journal.fact("statistics", collect)
@@ -182,6 +192,20 @@ def _identity(job: JobSpec, weights: str) -> str:
     return f"{job.digest()}-{weights[:16]}-{code.hexdigest()[:16]}"
 
 
+def _sizes(job: JobSpec) -> Size:
+    """How many samples the splits have; a task set that makes its samples does not say."""
+    return getattr(load_tasks(job.tasks), "size", endless)
+
+
+def _racing(outcome: Outcome) -> dict[str, Any] | None:
+    """What racing saved, of the candidates' evaluations; None where candidates did not race."""
+    raced = [r for r in outcome.generations if "saved" in r]
+    if not raced:
+        return None
+    saved, shares = sum(r["saved"] for r in raced), [r["saved_share"] for r in raced]
+    return {"saved": saved, "saved_share": float(np.mean(shares)), "dropped": sum(r["dropped"] for r in raced)}
+
+
 def _check_tasks(job: JobSpec) -> None:
     known = load_tasks(job.tasks).tasks
     for task in job.kinds:
@@ -211,7 +235,8 @@ def _metrics(record: dict[str, Any], dispatcher, seconds: float) -> dict[str, fl
     cost = dispatcher.cost
     metrics = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "generation"}
     metrics |= {f"kept_layer/{i}": kept for i, kept in enumerate(record["kept_layers"])}
-    metrics |= {f"score/{task}": score for task, score in record["tasks"].items()}
+    for name, key in {"score": "tasks", "base": "base", "normalised": "normalised"}.items():
+        metrics |= {f"{name}/{task}": value for task, value in record[key].items()}
     metrics |= {
         "evaluations": cost.evaluations,
         "tokens_per_second": cost.tokens / seconds,

@@ -70,6 +70,7 @@ def table(runs: list[Run]) -> Table:
 
 def _best_look(run: Run) -> dict[str, Any] | None:
     looks = [record for record in run.generations if record.get("validation_fitness") is not None]
+    looks = [record for record in looks if record.get("stage") == looks[-1].get("stage")]  # others have other tasks
     return max(looks, key=lambda record: record["validation_fitness"], default=None)
 
 
