@@ -10,18 +10,17 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from orchestrator import origin, shapes, sizing
+from orchestrator.generation import LOOKED_AT
 from orchestrator.origin import Value
 from orchestrator.spec import JobSpec
+from workers.tasks.source import load_tasks
 
 KEPT = 0.3
 """Assumed kept fraction, as stored, where none is given."""
 ANSWER = 128
 """Assumed most tokens of an answer where the task set does not say: LongBench's limit for questions on one text."""
-LOOKED_AT = 2
-"""Policies that a look at validation samples evaluates beside the full cache: the mean, and the average of means."""
 FULL = "full"
 
 
@@ -98,10 +97,8 @@ class Plan:
     """Of a prompt."""
     length: str
     """Where that was found."""
-    answer: int
-    """Most tokens of an answer."""
-    limit: str
-    """Where that was found."""
+    limits: dict[str, int]
+    """Most tokens of an answer by task, where the task set says it; of others `ANSWER`."""
     stages: tuple[Stage, ...]
     table: int
     """Requests of the held-out table."""
@@ -133,9 +130,14 @@ class Plan:
         return None if workers.count is None or not workers.gpus else workers.count * workers.gpus
 
     @property
+    def prediction(self) -> int:
+        """Bytes of an answer's text, at most, at 4 bytes a token: a mean over the tasks."""
+        return round(4 * _mean_limit(self.limits, self.job.kinds))
+
+    @property
     def journal(self) -> int | None:
         """Bytes of the journal at the end."""
-        return None if self.model is None else self.requests * sizing.journal_bytes(self.model, 4 * self.answer)
+        return None if self.model is None else self.requests * sizing.journal_bytes(self.model, self.prediction)
 
     @property
     def prompts(self) -> int | None:
@@ -150,9 +152,8 @@ def plan(job: JobSpec, text: str, overrides: list[str] | None = None, assumed: A
     """The plan of a job; text: its file, for the sources of values. Raises ValueError, one line, for bad input."""
     assumed = assumed or Assumed()
     model, shape = shapes.find(job.model)
-    tokens, length = _length(job.tasks, assumed)
-    answer, limit = _answer(job.tasks)
-    missing = [*_task_problems(job)]
+    tokens, length = _length(job, assumed)
+    limits, missing = _tasks(job)
     if model is None:
         missing.append(f"model shape: {shape}; memory, hours and journal are left out")
     if tokens is None:
@@ -162,7 +163,9 @@ def plan(job: JobSpec, text: str, overrides: list[str] | None = None, assumed: A
     one = None
     if tokens is not None:
         rows = job.workers.candidates_per_call * job.workers.samples_per_call
-        one = sizing.Job(tokens=tokens, kept=assumed.kept, rows=rows, answer=answer, memory=job.memory)
+        one = sizing.Job(tokens=tokens, kept=assumed.kept, rows=rows, memory=job.memory)
+        answer = _mean_limit(limits, job.kinds)
+        shown = dataclasses.replace(one, answer=answer)
     sized = one is not None and model is not None
     table = job.evaluation.samples * len(job.evaluation.policies)
     kept = sorted({assumed.kept, 1.0})
@@ -174,11 +177,10 @@ def plan(job: JobSpec, text: str, overrides: list[str] | None = None, assumed: A
         shape=shape,
         tokens=tokens,
         length=length,
-        answer=answer,
-        limit=limit,
-        stages=tuple(_sized(stage, model, one, gpu) for stage in _stages(job)),
+        limits=limits,
+        stages=tuple(_sized(stage, limits, model, one, gpu) for stage in _stages(job)),
         table=table,
-        table_hours=_seconds(job.evaluation.samples, job.evaluation.policies, model, one, gpu) / 3600
+        table_hours=_seconds(job.evaluation.samples, job.evaluation.policies, model, shown, gpu) / 3600
         if sized
         else None,
         memory={k: sizing.memory(model, dataclasses.replace(one, kept=k)) for k in kept} if sized else {},
@@ -191,7 +193,7 @@ def plan(job: JobSpec, text: str, overrides: list[str] | None = None, assumed: A
 
 def _stages(job: JobSpec) -> list[Stage]:
     """The job's stages; a job without any is one of its own."""
-    every, seen = job.validation.every, (LOOKED_AT + 1) * job.validation.samples
+    every, seen = job.validation.every, LOOKED_AT * job.validation.samples
     return [
         Stage(
             name=stage.name,
@@ -206,15 +208,16 @@ def _stages(job: JobSpec) -> list[Stage]:
     ]
 
 
-def _sized(stage: Stage, model: sizing.Model | None, one: sizing.Job | None, gpu: sizing.Gpu) -> Stage:
+def _sized(stage: Stage, limits: Mapping[str, int], model, one: sizing.Job | None, gpu: sizing.Gpu) -> Stage:
     if one is None:
         return stage
+    one = dataclasses.replace(one, answer=_mean_limit(limits, stage.tasks))
     stage = dataclasses.replace(stage, tokens=stage.requests * one.tokens)
     if model is None:
         return stage
     samples = stage.samples * len(stage.tasks)
     job = dataclasses.replace(one, population=stage.population, samples=samples)
-    look = _seconds(stage.validation // (LOOKED_AT + 1), ("namm",) * LOOKED_AT + (FULL,), model, one, gpu)
+    look = _seconds(stage.validation // LOOKED_AT, ("namm",) * (LOOKED_AT - 1) + (FULL,), model, one, gpu)
     return dataclasses.replace(stage, seconds=sizing.generation_seconds(model, job, gpu, gpus=1), look_seconds=look)
 
 
@@ -229,28 +232,33 @@ def _plain(memory: sizing.Memory) -> sizing.Memory:
     return dataclasses.replace(memory, state=0.0, attention=0.0, decode=memory.cache)
 
 
-def _length(tasks: Mapping[str, Any], assumed: Assumed) -> tuple[int | None, str]:
+def _length(job: JobSpec, assumed: Assumed) -> tuple[int | None, str]:
     """Tokens of the longest prompt, and where that is said."""
+    longest = "the longest prompt, so times are upper bounds"
     if assumed.tokens is not None:
         return assumed.tokens, "--tokens"
-    prompt = tasks.get("prompt")
-    places = {"tasks.prompt": prompt if isinstance(prompt, Mapping) else {}, "tasks": tasks}
-    for place, settings in places.items():
-        for name in ("max_tokens", "tokens"):
-            if isinstance(settings.get(name), int):
-                return settings[name], f"{place}.{name}: the longest prompt, so hours are at most those"
-    return None, "the task set does not bound it (tasks.max_tokens); give --tokens"
+    if isinstance(job.tasks.get("tokens"), int):
+        return job.tasks["tokens"], f"tasks.tokens: {longest}"
+    if job.prompt.max_tokens is not None:
+        return job.prompt.max_tokens, f"prompt.max_tokens: {longest}"
+    return None, "nothing bounds it (prompt.max_tokens); give --tokens"
 
 
-def _answer(tasks: Mapping[str, Any]) -> tuple[int, str]:
-    if isinstance(tasks.get("max_new_tokens"), int):
-        return tasks["max_new_tokens"], "tasks.max_new_tokens"
-    return ANSWER, "assumed: tasks have limits of their own"
+def _tasks(job: JobSpec) -> tuple[dict[str, int], list[str]]:
+    """Most tokens of an answer by task, as far as the task set knows it without data; and what is not known."""
+    try:
+        found = load_tasks(dict(job.tasks))
+    except ValueError as error:
+        return {}, [f"tasks: {str(error).splitlines()[0]}"]
+    unknown = [task for task in job.kinds if task not in found.tasks]
+    missing = [f"tasks: {task} is none of this set's ({', '.join(found.tasks)})" for task in unknown]
+    limit = getattr(found, "answer_limit", None)  # sets without a list of limits have none
+    limits = {} if limit is None else {task: limit(task) for task in job.kinds if task not in unknown}
+    return {task: most for task, most in limits.items() if most is not None}, missing
 
 
-def _task_problems(job: JobSpec) -> list[str]:
-    """What is wrong or unknown about tasks."""
-    return []
+def _mean_limit(limits: Mapping[str, int], tasks: tuple[str, ...]) -> float:
+    return sum(limits.get(task, ANSWER) for task in tasks) / len(tasks)
 
 
 def _notes(job: JobSpec) -> list[str]:

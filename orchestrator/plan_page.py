@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import sizing
-from orchestrator.plan import Plan
+from orchestrator.plan import ANSWER, Plan
 
 WIDTH = 80
 UNKNOWN = "?"
@@ -43,8 +43,9 @@ def _head(plan: Plan) -> Iterator[str]:
     yield f"  from   {plan.shape}"
     yield f"tasks    {job.tasks.get('source', UNKNOWN)}; prompts of {_number(plan.tokens)} tokens"
     yield f"  from   {plan.length}"
-    yield f"answers  at most {plan.answer} tokens"
-    yield f"  from   {plan.limit}"
+    limits = sorted({plan.limits.get(task, ANSWER) for task in job.kinds})
+    yield f"answers  at most {', '.join(map(str, limits))} tokens, by task"
+    yield "  from   " + ("the task set" if plan.limits else "assumed: the task set has no list of limits")
     yield f"search   {job.search.variant} CMA-ES, sigma0 {job.search.sigma0:g}, elite {job.search.elite_fraction:g}"
 
 
