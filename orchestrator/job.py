@@ -69,7 +69,7 @@ def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
         display.status("starting Ray and the workers")
         cpus = None if job.workers.count is None else job.workers.count * job.workers.threads
         stack.enter_context(connected(job.workers.ray_address, f"namm-{job.name}", cpus))
-        config = EvaluatorConfig(job.model, job.tasks, job.memory, job.workers.threads, redis_url)
+        config = EvaluatorConfig(job.model, job.tasks, job.memory, job.workers.threads, redis_url, job.prompt)
         fleet = stack.enter_context(closing(RayFleet(config, job.workers)))
         dispatcher = Dispatcher(fleet, job.workers, journal)
         tracker = Tracker(store, "namm", job.name, dataclasses.asdict(job), _tags(job), run_id=_mlflow_run(folder))
@@ -207,10 +207,18 @@ def _racing(outcome: Outcome) -> dict[str, Any] | None:
 
 
 def _check_tasks(job: JobSpec) -> None:
-    known = load_tasks(job.tasks).tasks
+    tasks = load_tasks(job.tasks)
     for task in job.kinds:
-        if task not in known:
-            raise ValueError(f"unknown task {task!r} in train or heldout; tasks of this set: {', '.join(known)}")
+        if task not in tasks.tasks:
+            raise ValueError(f"unknown task {task!r} in train or heldout; tasks of this set: {', '.join(tasks.tasks)}")
+    if "oracle" in job.evaluation.policies and not tasks.locates:
+        raise ValueError("evaluation.policies: oracle needs tasks that say where their answers stand; leave it out")
+    asked = [("validation.samples", ref) for ref in validation_samples(job)]
+    asked += [("evaluation.samples", ref) for ref in evaluation.held_out_samples(job.kinds, job.evaluation.samples)]
+    for setting, (task, split, index) in asked:
+        size = tasks.size(task, split)
+        if size is not None and index >= size:
+            raise ValueError(f"{setting} asks for more {split} samples than the {size} that {task} has: lower it")
 
 
 def _export(best: PolicySpec, job: JobSpec, path: Path) -> None:

@@ -19,7 +19,7 @@ from orchestrator import files
 from orchestrator.racing import RacingSpec
 from orchestrator.search import SearchConfig
 from orchestrator.stages import RestartSpec, StageSpec, StopSpec, search_of
-from workers.config import ModelConfig
+from workers.config import ModelConfig, PromptConfig
 
 Kinds = tuple[str, ...]
 
@@ -119,6 +119,7 @@ class JobSpec:
     """Generations of the search, at most; None: 30, or with stages the sum of theirs."""
     stages: tuple[StageSpec, ...] = ()
     """Parts of the job, one after the other; none: one, of `train`, `generations` and what else stands here."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     memory: NammConfig = field(default_factory=NammConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     start: StartSpec = field(default_factory=StartSpec)
