@@ -100,16 +100,22 @@ class Plan:
     limits: dict[str, int]
     """Most tokens of an answer by task, where the task set says it; of others `ANSWER`."""
     stages: tuple[Stage, ...]
-    table: int
-    """Requests of the held-out table."""
-    table_hours: float | None
-    memory: dict[float, sizing.Memory]
-    """Of a worker's GPUs, by kept fraction; 1 is the full cache with a memory's state."""
-    full: sizing.Memory | None
-    """Of a worker's GPUs with a plain full cache."""
     values: tuple[Value, ...]
-    missing: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+    table_hours: float | None = None
+    """GPU hours of the held-out table."""
+    worst_hours: float | None = None
+    """GPU hours of the whole job if every memory kept everything."""
+    memory: dict[float, sizing.Memory] = field(default_factory=dict)
+    """Of a worker's GPUs, by kept fraction; 1 is the full cache with a memory's state."""
+    full: sizing.Memory | None = None
+    """Of a worker's GPUs with a plain full cache."""
+
+    @property
+    def table(self) -> int:
+        """Requests of the held-out table."""
+        return self.job.evaluation.samples * len(self.job.evaluation.policies)
 
     @property
     def requests(self) -> int:
@@ -164,12 +170,7 @@ def plan(job: JobSpec, text: str, overrides: list[str] | None = None, assumed: A
     if tokens is not None:
         rows = job.workers.candidates_per_call * job.workers.samples_per_call
         one = sizing.Job(tokens=tokens, kept=assumed.kept, rows=rows, memory=job.memory)
-        answer = _mean_limit(limits, job.kinds)
-        shown = dataclasses.replace(one, answer=answer)
-    sized = one is not None and model is not None
-    table = job.evaluation.samples * len(job.evaluation.policies)
-    kept = sorted({assumed.kept, 1.0})
-    return Plan(
+    made = Plan(
         job=job,
         assumed=assumed,
         gpu=gpu,
@@ -179,15 +180,20 @@ def plan(job: JobSpec, text: str, overrides: list[str] | None = None, assumed: A
         length=length,
         limits=limits,
         stages=tuple(_sized(stage, limits, model, one, gpu) for stage in _stages(job)),
-        table=table,
-        table_hours=_seconds(job.evaluation.samples, job.evaluation.policies, model, shown, gpu) / 3600
-        if sized
-        else None,
-        memory={k: sizing.memory(model, dataclasses.replace(one, kept=k)) for k in kept} if sized else {},
-        full=_plain(sizing.memory(model, dataclasses.replace(one, kept=1.0))) if sized else None,
         values=tuple(origin.values(job, text, overrides)),
         missing=tuple(missing),
         notes=tuple(_notes(job)),
+    )
+    if one is None or model is None:
+        return made
+    whole = dataclasses.replace(one, kept=1.0)
+    worst = [_sized(stage, limits, model, whole, gpu) for stage in _stages(job)]
+    return dataclasses.replace(
+        made,
+        table_hours=_table_hours(job, limits, model, one, gpu),
+        worst_hours=sum(stage.hours for stage in worst) + _table_hours(job, limits, model, whole, gpu),
+        memory={k: sizing.memory(model, dataclasses.replace(one, kept=k)) for k in sorted({assumed.kept, 1.0})},
+        full=_plain(sizing.memory(model, whole)),
     )
 
 
@@ -219,6 +225,11 @@ def _sized(stage: Stage, limits: Mapping[str, int], model, one: sizing.Job | Non
     job = dataclasses.replace(one, population=stage.population, samples=samples)
     look = _seconds(stage.validation // LOOKED_AT, ("namm",) * (LOOKED_AT - 1) + (FULL,), model, one, gpu)
     return dataclasses.replace(stage, seconds=sizing.generation_seconds(model, job, gpu, gpus=1), look_seconds=look)
+
+
+def _table_hours(job: JobSpec, limits: Mapping[str, int], model, one: sizing.Job, gpu: sizing.Gpu) -> float:
+    one = dataclasses.replace(one, answer=_mean_limit(limits, job.kinds))
+    return _seconds(job.evaluation.samples, job.evaluation.policies, model, one, gpu) / 3600
 
 
 def _seconds(samples: int, policies: tuple[str, ...], model, one, gpu: sizing.Gpu) -> float:

@@ -97,6 +97,7 @@ def _hours(plan: Plan) -> Table:
     table.add_row("held-out table", "", "", "", _time(plan.table_hours))
     table.add_section()
     table.add_row("whole job", "", "", "", _time(plan.hours))
+    table.add_row("the same with everything kept", "", "", "", _time(plan.worst_hours))
     return table
 
 

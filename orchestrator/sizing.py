@@ -66,8 +66,8 @@ class Job:
     population: int = 64
     samples: int = 192
     """Of a generation, over all tasks."""
-    answer: int = 32
-    """Tokens decoded greedily."""
+    answer: float = 32
+    """Tokens decoded greedily; a mean may lie between two whole numbers."""
     reference: int = 8
     """Tokens of the reference answer, which are fed one by one too."""
     memory: NammConfig = field(default_factory=NammConfig)
