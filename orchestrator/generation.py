@@ -156,7 +156,6 @@ def _raced(
     candidates = len(policies) - 2
     elite = elite_of(candidates, spec.search.elite_fraction)
     fewest = max(elite, math.ceil(spec.racing.survivors * candidates))
-    alpha = (1 - spec.racing.confidence) / (candidates * max(len(rounds) - 1, 1))  # Bonferroni's, over all decisions
     rows: Results = [[None] * len(samples) for _ in policies]
     alive, seen, dropped = list(range(len(policies))), [], {}
     done, wanted = 0, len(policies) * len(samples)
@@ -184,7 +183,7 @@ def _raced(
         values = np.array([contributions(row, spec, stage.train, base) for row in racers])
         values[sick] = np.nan
         of = len(samples) - (len(seen) - len(usable))
-        out = sick + racing.dropped(values, of, elite, fewest, alpha)
+        out = sick + racing.dropped(values, of, elite, fewest, spec.racing.confidence)
         left = len(samples) - len(seen)
         dropped |= {alive[n]: Dropped(usable, left) for n in out}
         alive = [i for n, i in enumerate(alive) if n not in out]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator.search import SearchConfig
 
@@ -97,11 +97,12 @@ class End:
 def search_of(base: SearchConfig, seed: int, stage: int, spec: StageSpec, restart: int, growth: float) -> SearchConfig:
     """The configuration of a stage's search number `restart` (0: the first one), its step size as in `base`."""
     population = round(spec.population * growth**restart)
-    population += base.mirrored and population % 2
+    if restart and base.mirrored:
+        population += population % 2
     seed += base.seed
     if stage or restart:  # other numbers in each search, the first one's as in a job without stages
         seed = int(hashlib.sha256(f"{seed} {stage} {restart}".encode()).hexdigest()[:8], 16)
-    return replace(base, population=int(population), seed=seed)
+    return replace(base, population=population, seed=seed)
 
 
 def stalled(stop: StopSpec, sigma: float, since_better: int) -> str | None:
@@ -121,9 +122,3 @@ def spent(stop: StopSpec, evaluations: int, seconds: float | None) -> str | None
     if stop.hours is not None and seconds is not None and seconds >= 3600 * stop.hours:
         return f"the budget of {stop.hours:g} hours is spent"
     return None
-
-
-def summary(stages: list[dict[str, Any]]) -> str:
-    """One line on stages that are over, as they stand in `result.json`."""
-    parts = [f"{s['name']} {s['generations']} generations" for s in stages]
-    return ", ".join(parts) + f"; ended: {stages[-1]['reason']}"
