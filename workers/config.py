@@ -43,8 +43,8 @@ class PromptConfig:
     max_tokens: int | None = None
     """Longest prompt, in tokens, all special ones included; of a longer one the first and the last half stay
     (LongBench's middle truncation). None: prompts stay whole."""
-    bos: Literal["auto", "on", "off"] = "auto"
-    """The token that opens a text: as the tokenizer does by itself, always, or never."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """The token that opens a text: as the tokenizer, or the chat template, does by itself; always; or never."""
     chat_template: bool = False
     """Whether the tokenizer's chat template goes around prompts; LongBench's few-shot and code tasks stay without."""
 

@@ -74,10 +74,11 @@ def data(repository: str, revision: str | None, files: tuple[str, ...]) -> Path:
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
         why = f"HTTP {status}" if status else str(cause).split("\n")[0] or type(cause).__name__
         name = repository if revision is None else f"{repository} --revision {revision}"
+        wanted = " or ".join(files)
         raise ValueError(
             f"folder {repository} does not exist, and the Hub's data set of that name could not be fetched ({why}) "
             f"nor is it in the cache: `hf download {name} --repo-type dataset` where there is a network, and bring "
-            f"{constants.HF_HUB_CACHE} to every node (HF_HOME moves it), or give the files' folder as tasks.path"
+            f"{constants.HF_HUB_CACHE} to every node (HF_HOME moves it), or give a folder that holds {wanted}"
         ) from None
     return Path(folder)
 

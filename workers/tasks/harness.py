@@ -64,7 +64,8 @@ class HarnessTask:
                 warnings.simplefilter("ignore")
                 self._task = manager.load([wanted])["tasks"][name]
         except Exception as error:  # whatever a task's own code, its data set or the Hub raise
-            raise ValueError(f"lm_eval could not load {name}: {_one_line(error)}") from error
+            advice = _what_to_fetch(manager, name) if isinstance(error, OSError) else ""
+            raise ValueError(f"lm_eval could not load {name}: {_one_line(error)}{advice}") from error
         if self._task.OUTPUT_TYPE != "generate_until":
             raise ValueError(f"{name} is no generation task ({self._task.OUTPUT_TYPE}): it has no answer to write")
         self.docs: Sequence[dict[str, Any]] = self._task.eval_docs
@@ -101,6 +102,17 @@ def _splits(manager: Any, name: str) -> list[str]:
     """Names of the splits that a task asks its data set for."""
     config = manager.task_index[name].cfg or {}
     return [config[key] for key in ("test_split", "validation_split", "training_split") if config.get(key)] or ["test"]
+
+
+def _what_to_fetch(manager: Any, name: str) -> str:
+    path = (manager.task_index[name].cfg or {}).get("dataset_path")
+    if not path:
+        return ""
+    return (
+        f"; load {path} with the library datasets once where there is a network, and bring its cache to every node "
+        "(HF_HOME moves it), or define the task on files of your own (dataset_path: json) and name that folder as "
+        "tasks.path"
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -53,9 +53,9 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
     Raises ValueError where the tokenizer lacks the chat template or the opening token that `config` asks for.
     """
     config = config or PromptConfig()
-    text, start, templated = sample.prompt, 0, config.chat_template and sample.chat
+    text, shift, templated = sample.prompt, 0, config.chat_template and sample.chat
     if templated:
-        text, start = _templated(sample.prompt, tokenizer)
+        text, shift = _templated(sample.prompt, tokenizer)
     # A template writes the special tokens itself.
     special = config.bos == "auto" and not templated
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
@@ -65,8 +65,9 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
         ids, offsets = _opened(ids, offsets, tokenizer, config.bos)
     relevant = np.zeros(len(ids), dtype=bool)
     starts, ends = offsets.T
+    body = shift + len(sample.prompt) - len(sample.prompt.lstrip()) if templated else 0
     for first, last in sample.relevant:
-        relevant |= (starts < last + start) & (ends > first + start)
+        relevant |= (starts < last + shift) & (ends > max(first + shift, body))
     kept = middle_truncated(len(ids), config.max_tokens)
     completion = sample.answers[0] if templated else sample.completion
     reference = tokenizer(completion, add_special_tokens=False)["input_ids"]
@@ -102,25 +103,23 @@ def cut(text: str, stop: tuple[str, ...]) -> str:
 
 
 def _templated(prompt: str, tokenizer: Tokenizer) -> tuple[str, int]:
-    """The prompt as a user's turn, up to where the model answers, and where the prompt starts in that."""
+    """The prompt as a user's turn, up to where the model answers, and how far the prompt's characters have moved."""
     if not tokenizer.chat_template:
         raise ValueError("prompt.chat_template is on, but the model's tokenizer has no chat template: turn it off")
     turn = [{"role": "user", "content": prompt}]
     text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    start = text.find(prompt)
-    if start < 0:  # many templates strip what they are given
-        start = text.find(prompt.strip()) - (len(prompt) - len(prompt.lstrip()))
-    return text, start
+    # many templates strip what they are given
+    return text, text.find(prompt.strip()) - (len(prompt) - len(prompt.lstrip()))
 
 
 def _opened(ids: np.ndarray, offsets: np.ndarray, tokenizer: Tokenizer, bos: str) -> tuple[np.ndarray, np.ndarray]:
     """Tokens with or without the opening one, whatever a template wrote."""
     opening = tokenizer.bos_token_id
     if opening is None:
-        if bos == "on":
-            raise ValueError("prompt.bos is on, but the model's tokenizer has no token that opens a text: set auto")
+        if bos == "always":
+            raise ValueError("prompt.bos is always, but the model's tokenizer has no token that opens a text: set auto")
         return ids, offsets
     opened = len(ids) > 0 and ids[0] == opening
-    if bos == "on" and not opened:
+    if bos == "always" and not opened:
         return np.append(np.int32(opening), ids).astype(np.int32), np.vstack([[0, 0], offsets])
-    return (ids[1:], offsets[1:]) if bos == "off" and opened else (ids, offsets)
+    return (ids[1:], offsets[1:]) if bos == "never" and opened else (ids, offsets)

@@ -35,7 +35,7 @@ def locate(path: str, revision: str | None, names: tuple[str, ...], what: str, k
         try:
             folder = hub.data(path, revision, names)
         except ValueError as error:
-            raise ValueError(f"{what}: {error}") from None
+            raise ValueError(f"{what}: {error} ({key})") from None
     else:
         raise ValueError(f"{what}: {key} is {path!r}, which does not exist: download {wanted} and give their folder")
     for name in names:
