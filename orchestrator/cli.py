@@ -8,7 +8,6 @@ import errno
 import json
 import logging
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -31,10 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and not (hasattr(options, "overrides") and all(re.match(r"[\w.]+=", word) for word in rest)):
+    if rest and not (hasattr(options, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides += rest  # settings behind an option, which argparse leaves over
+    if rest:  # settings may stand behind options too
+        options.overrides += rest
     try:
         return options.command(options) or 0
     except (ValueError, WorkFailed) as error:
