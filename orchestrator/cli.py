@@ -21,6 +21,8 @@ from orchestrator.workplace import RUNS
 from workers.prompts import masked_url
 
 INTERRUPTED = 130
+ASSUMED = ("tflops", "kept", "tokens")
+"""Options of `evolve` that only a plan has."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     evolve.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the file's")
     evolve.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    planned = evolve.add_argument_group("plan")
+    planned.add_argument("--dry-run", action="store_true", help="print what the job will take, and start nothing")
+    planned.add_argument(
+        "--tflops", type=float, help="with --dry-run: a GPU's peak TFLOP/s in bfloat16 (989, H100 SXM)"
+    )
+    planned.add_argument("--kept", type=float, help="with --dry-run: kept fraction to count with (0.3)")
+    planned.add_argument("--tokens", type=int, help="with --dry-run: tokens of a prompt (the longest that tasks allow)")
     evolve.set_defaults(command=_evolve)
 
     evaluate_command.add_command(commands)
@@ -84,6 +93,10 @@ def _evolve(options: argparse.Namespace) -> int:
 
     if options.config is None:
         raise ValueError("which job? namm evolve CONFIG.yaml, or namm evolve --resume RUN")
+    if options.dry_run:
+        return _plan(options)
+    if given := next((name for name in ASSUMED if getattr(options, name) is not None), None):
+        raise ValueError(f"--{given} is for --dry-run")
     job = _job(options)
     display = Display()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and a machine that goes: as Ctrl-C
@@ -99,6 +112,19 @@ def _evolve(options: argparse.Namespace) -> int:
     folder = RUNS / job.name
     display.console.print(f"run folder: {folder}   pictures: {folder}/*.png   the memory: {folder}/namm")
     display.console.print("all generations: make ui (or namm ui), then http://127.0.0.1:5000")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from orchestrator import plan_page
+    from orchestrator.plan import Assumed, plan
+
+    path = Path(options.config)
+    if options.resume and not path.is_file() and "://" not in options.config:
+        path = _folder(options.config) / "job.yaml"
+    job = spec.read(path, options.overrides)
+    assumed = Assumed(**{n: getattr(options, n) for n in ASSUMED if getattr(options, n) is not None})
+    Console(width=plan_page.WIDTH).print(plan_page.page(plan(job, path.read_text(), options.overrides, assumed)))
     return 0
 
 

@@ -87,6 +87,10 @@ class Benchmark:
         """Different samples of a split. Raises ValueError as `records` does, and where there is none."""
         return len(self._split(task, split))
 
+    def answer_limit(self, task: str) -> int | None:
+        """Most tokens of an answer, where that is known without the task's file."""
+        return self.config.max_new_tokens.get(task)
+
     def fingerprint(self, task: str) -> str:
         """Digest of all of the task's records. Raises ValueError as `records` does."""
         return self.records(task).fingerprint

@@ -80,6 +80,10 @@ class LongBenchTasks(Benchmark):
         self._prompts: dict[str, HarnessTask] = {}
         super().__init__(config)
 
+    def answer_limit(self, task: str) -> int | None:
+        """Most tokens of an answer: the configuration's, or LongBench's."""
+        return self.config.max_new_tokens.get(task, FACTS[task].max_new_tokens if task in FACTS else None)
+
     def read(self, task: str) -> Records:
         names = (f"data/{task}.jsonl", f"{task}.jsonl", "data.zip")
         file = locate(self.config.path, self.config.revision, names, f"LongBench's {task}")

@@ -34,6 +34,10 @@ class RulerTasks(Benchmark):
 
     known = tuple(LIMITS)
 
+    def answer_limit(self, task: str) -> int | None:
+        """Most tokens of an answer: the configuration's, or RULER's."""
+        return self.config.max_new_tokens.get(task, LIMITS.get(task))
+
     def read(self, task: str) -> Records:
         names = (f"{task}/validation.jsonl", f"{task}.jsonl")
         return Records(locate(self.config.path, self.config.revision, names, f"RULER's {task}"), FIELDS, "input")

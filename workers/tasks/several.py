@@ -54,6 +54,12 @@ class SeveralTasks:
         tasks, name = self._of(task)
         return tasks.size(name, split)
 
+    def answer_limit(self, task: str) -> int | None:
+        """As the set that the task is of has it; None where it has none."""
+        tasks, name = self._of(task)
+        limit = getattr(tasks, "answer_limit", None)
+        return None if limit is None else limit(name)
+
     def fingerprint(self, task: str) -> str:
         """As the set that the task is of has it."""
         tasks, name = self._of(task)
