@@ -134,10 +134,11 @@ class Stage:
         reason = stalled(self.job.stop, self.search.sigma, self._since_better)
         if reason is None:
             return None
-        if self._restart < self.job.restarts.count:
-            over = self._spent(budget, pending, self.number, self._restart + 1)
-            return End("job", over) if over else End("search", reason)
-        return End("job" if self.last else "stage", reason)
+        anew = self._restart < self.job.restarts.count
+        if self.last and not anew:
+            return End("job", reason)
+        over = self._spent(budget, pending, self.number + (not anew), self._restart + 1 if anew else 0)
+        return End("job", over) if over else End("search" if anew else "stage", reason)
 
     def _spent(self, budget: Budget, pending: int, number: int, restart: int) -> str | None:
         """Whether the budget has no room for a generation of stage `number` and a look at what it comes to."""

@@ -165,6 +165,15 @@ def test_the_budget_of_evaluations_is_never_exceeded(budget):
     assert len(told) == 12 - len(records)
 
 
+def test_a_larger_stage_that_would_not_fit_the_budget_does_not_begin():
+    stages = (StageSpec(("residence",), generations=20), StageSpec(("topic",), population=100, generations=3))
+    stop = StopSpec(patience=2, evaluations=200)
+    landscape = Flat()
+    outcome, _ = run(job(stages=stages, stop=stop), landscape)
+    assert len(outcome.stages) == 1 and outcome.stages[0]["ended"] == "job"
+    assert sum(policies * len(samples) for policies, samples in landscape.asked) < 100
+
+
 def test_hours_are_those_of_all_starts_and_what_was_told_stays_told():
     spec_ = job(generations=20, stop=StopSpec(hours=1.0))
     _, records = run(job(generations=4))
