@@ -48,8 +48,11 @@ class Forced(Namm):
     share = 1.0
 
     def observe(self, state, attention, fed, counts):
-        with record_function("section: spectrogram"):
+        with section("spectrogram"):
             return super().observe(state, attention, fed, counts)
+
+    def watch(self, *args):
+        return TimedWatch(super().watch(*args))
 
     def scores(self, state, view):
         with record_function("section: scorer"):
@@ -63,6 +66,20 @@ class Forced(Namm):
         keep = torch.zeros_like(view.positions, dtype=torch.bool)
         keep.scatter_(-1, order, (torch.arange(keys) < budget[..., None]))
         return keep & (view.positions >= 0)
+
+
+class TimedWatch:
+    """Names what watching costs, for the profile."""
+
+    def __init__(self, watch):
+        self._watch = watch
+
+    def __getattr__(self, name):
+        def timed(*args):
+            with section("spectrogram"):
+                return getattr(self._watch, name)(*args)
+
+        return timed
 
 
 class TimedLayer(MemoryLayer):
@@ -234,7 +251,7 @@ def sections(model: LlamaForCausalLM, run: Callable[[], object]) -> dict[str, fl
 
 
 @torch.inference_mode()
-def measure(bench: Bench, size: tuple[int, float], threads: int, repeats: int, only: str) -> list[Figure]:
+def measure(bench: Bench, size: tuple[int, float], threads: int, repeats: int, only: str, quick: bool) -> list[Figure]:
     """All variants in turn, `repeats` times after a warm-up in which memory and profile are taken."""
     tokens, share = size
     torch.set_num_threads(threads)
@@ -246,8 +263,9 @@ def measure(bench: Bench, size: tuple[int, float], threads: int, repeats: int, o
         def once(figure=figure, run=run):
             figure.kept = run()
 
-        figure.peak = peak_memory(once)
         if threads == 1:
+            figure.peak = peak_memory(once)
+        if threads == 1 and not quick:
             figure.share = sections(bench.model, run)
     for repeat in range(repeats):
         for name, (_, run) in variants.items():
@@ -299,18 +317,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one thread, two repetitions, nothing written")
+    parser.add_argument(
+        "--quick", action="store_true", help="one thread, three repetitions, no profile, nothing written"
+    )
     parser.add_argument("--size", type=int, nargs="+", default=[0, 1, 2], help=f"which of {SIZES}")
     parser.add_argument("--only", default="", help="variants with this in their name, and those with fused attention")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of benchmarks.md and benchmarks.json")
     options = parser.parse_args()
     if options.quick:
-        options.threads, options.repeats = [1], 2
+        options.threads, options.repeats = [1], 3
     bench, figures, ratios = Bench(max(SIZES[i][0] for i in options.size)), [], {}
     for threads in options.threads:
         for i in options.size:
             tokens, share = SIZES[i]
-            found = measure(bench, SIZES[i], threads, options.repeats, options.only)
+            found = measure(bench, SIZES[i], threads, options.repeats, options.only, options.quick)
             figures += found
             if threads == options.threads[0]:
                 name = f"ratio_{tokens}" + (f"_kept{round(100 * share)}" if tokens > 2048 else "")
@@ -337,11 +357,11 @@ def write(folder: Path, machine: dict[str, str], figures: list[Figure], ratios: 
     text = [
         "# What the memory costs on a CPU",
         "",
-        "Made by `make bench`; do not edit. A Llama of 2.1 million random parameters (4 layers of width 256, 8 heads on",
-        "4 KV heads) reads prompts, float32. Rates are rows x prompt tokens per CPU-second (medians of process time, all",
-        "variants in turn in one process); *of fused* is the share of the better full cache with fused attention in the",
-        "same run. The NAMM's kept share is forced, all of its scoring computed. The sections are shares of a profiled",
-        "run; *attention* is what is neither linear layer nor one of the memory's parts.",
+        "Made by `make bench`; do not edit. A Llama of 2.1 million random parameters (4 layers of width 256, 8 heads",
+        "on 4 KV heads) reads prompts, float32. Rates are rows x prompt tokens per CPU-second (medians of process time,",
+        "all variants in turn in one process); *of fused* is the share of the better full cache with fused attention in",
+        "the same run. The NAMM's kept share is forced, all of its scoring computed. The sections are shares of a",
+        "profiled run; *attention* is what is neither linear layer nor one of the memory's parts.",
         "",
         "; ".join(f"{name}: {value}" for name, value in machine.items()),
         "",

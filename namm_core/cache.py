@@ -19,7 +19,8 @@ from namm_core import attention
 from namm_core.blocks import Block, plan
 from namm_core.holding import Held
 from namm_core.packing import gather_keys, packing
-from namm_core.policies.base import Policy, View
+from namm_core.policies.base import Policy, View, Watch
+from namm_core.tiles import Whole
 
 
 class MemoryLayer(CacheLayerMixin):
@@ -84,6 +85,7 @@ class MemoryLayer(CacheLayerMixin):
     def open(self) -> None:
         """Makes the layer's content dense, for one forward call."""
         self.keys, self.values, self.positions, self.state, self.ragged = self.held.dense()
+        self.widths = self._widths()
         self._since = 0
         self._moved = False
 
@@ -101,6 +103,7 @@ class MemoryLayer(CacheLayerMixin):
         self.values = torch.cat([self.values, values], dim=2)
         self.positions = torch.cat([self.positions, positions], dim=2)
         self.state = {name: torch.nn.functional.pad(t, (0, new)) for name, t in self.state.items()}
+        self.widths = [width + new for width in self.widths]
         self._since += new
         if not block.alike:
             self._pack(self.positions >= 0)  # blank tokens go in front
@@ -108,6 +111,12 @@ class MemoryLayer(CacheLayerMixin):
     def observe(self, weights: Tensor, block: Block) -> None:
         """Shows the policy a block's attention, (rows, kv_heads, new, keys)."""
         self.state = self.policy.observe(self.state, weights, block.fed, block.counts)
+
+    def watch(self, block: Block, groups: int) -> Watch:
+        """Who is shown a block's attention tile by tile; groups: query heads of a KV head."""
+        if hasattr(self.policy, "watch"):
+            return self.policy.watch(self.state, block.fed[0], block.new, groups)
+        return Whole(self.policy, self.state, block, self.positions, groups)
 
     def summarise(self, query: Tensor, block: Block) -> None:
         """Shows the policy a block's queries, (rows, heads, new, size)."""
@@ -142,6 +151,12 @@ class MemoryLayer(CacheLayerMixin):
         self.values = self.values.gather(2, wide.expand(-1, -1, -1, self.values.shape[3]))
         self.positions = self.positions.gather(2, index).masked_fill_(~kept, -1)
         self.state = {name: gather_keys(t, index, kept) for name, t in self.state.items()}
+        self.widths = self._widths()
+
+    def _widths(self) -> list[int]:
+        if self.ragged and self.positions.device.type == "cpu":  # elsewhere it would have to be waited for
+            return (self.positions >= 0).sum(-1).flatten().tolist()
+        return [self.positions.shape[2]] * self.positions.shape[:2].numel()
 
     # What transformers calls -------------------------------------------------------------------------------
 
