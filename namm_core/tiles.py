@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CACHE = 1 << 20
 """Bytes of probabilities in a tile on a CPU: with what is made of them they fit a core's second-level cache."""
-QUERIES = 64
+QUERIES = 128
 """Queries in a tile, while one head's still fit: longer tiles have better matrix products."""
 
 
