@@ -45,10 +45,12 @@ class MemoryLayer(CacheLayerMixin):
         """Whether some head holds padding, in front of its tokens, while the layer is open."""
         self.held: Held | None = None
         """What the layer holds, while it is not open."""
+        self.shared = False
+        """Whether rows are still those of samples, each for all candidates: nothing is forgotten yet."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, _ = key_states.shape
-        known = self.policy.rows
+        known = 1 if self.shared else self.policy.rows
         if rows % known:
             raise ValueError(f"the policy has {known} rows (candidates), which do not divide a batch of {rows}")
         device = key_states.device
@@ -125,11 +127,23 @@ class MemoryLayer(CacheLayerMixin):
     def finish(self, block: Block, window: int | None) -> None:
         """Counts the block and, where a row's interval is full, forgets."""
         self.fed = [f + c for f, c in zip(block.fed, block.counts, strict=True)]
-        if not any(block.due):
-            return
-        device = self.positions.device
+        self._window = window
+        if any(block.due) and not self.shared:
+            self._forget(block.due)
+
+    def spread(self, candidates: int) -> None:
+        """Ends sharing at the first update: the rows of all samples once for each candidate, which then forget."""
+        self.shared = False
+        self.batch_select_indices(torch.arange(len(self.fed)).repeat(candidates))
+        self.row = torch.arange(len(self.fed), device=self.row.device) // (len(self.fed) // self.policy.rows)
+        self.open()
+        self._forget([True] * len(self.fed))
+        self.close()
+
+    def _forget(self, rows_due: list[bool]) -> None:
+        device, window = self.positions.device, self._window
         newest = torch.tensor(self.fed, device=device) - 1
-        due = torch.tensor(block.due, device=device)
+        due = torch.tensor(rows_due, device=device)
         if window is not None:  # no later query can see them: gone before scoring, and counted as forgotten
             outside = (self.positions <= newest[:, None, None] - window) & due[:, None, None]
             if bool(outside.any()):
@@ -215,6 +229,19 @@ class MemoryCache(Cache):
 
     def __exit__(self, *_) -> None:
         self.detach()
+
+    def share(self) -> None:
+        """The rows of a fresh cache stand for samples alone until `spread`: candidates differ once they forget.
+
+        No more may be fed meanwhile than one update interval.
+        """
+        for layer in self.layers:
+            layer.shared = True
+
+    def spread(self, candidates: int) -> None:
+        """After exactly one interval: each row becomes `candidates` rows, row = candidate * samples + sample."""
+        for layer in self.layers:
+            layer.spread(candidates)
 
     @property
     def seen(self) -> int:
