@@ -17,6 +17,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
+from namm_core import tiles
+
 if TYPE_CHECKING:
     from namm_core.blocks import Block
     from namm_core.cache import MemoryLayer
@@ -100,9 +102,12 @@ def attention_forward(
     for block in layer.plan(tokens, real):
         layer.append(block.take(key), block.take(value), block)
         queries = block.take(query)
-        attended, weights = _attend(layer, block, queries, scaling, softcap, sliding_window)
-        if layer.policy.needs_attention:
-            layer.observe(weights, block)
+        if block.alike and sliding_window is None and block.new > 1 and not queries.requires_grad:
+            attended = tiles.attend(layer, block, queries, scaling, softcap)
+        else:
+            attended, weights = _attend(layer, block, queries, scaling, softcap, sliding_window)
+            if layer.policy.needs_attention:
+                layer.observe(weights, block)
         if layer.policy.needs_queries:
             layer.summarise(queries, block)
         block.put(out, attended)

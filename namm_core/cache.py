@@ -19,7 +19,8 @@ from namm_core import attention, rotary, support
 from namm_core.blocks import Block, plan
 from namm_core.holding import Held
 from namm_core.packing import gather_keys, packing
-from namm_core.policies.base import Policy, View
+from namm_core.policies.base import Policy, View, Watch
+from namm_core.tiles import Whole
 
 
 class MemoryLayer(CacheLayerMixin):
@@ -50,10 +51,12 @@ class MemoryLayer(CacheLayerMixin):
         """What the layer holds, while it is not open."""
         self.pending = False
         """Whether keys were handed on that attention has not yet read."""
+        self.shared = False
+        """Whether rows are still those of samples, each for all candidates: nothing is forgotten yet."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, _ = key_states.shape
-        known = self.policy.rows
+        known = 1 if self.shared else self.policy.rows
         if rows % known:
             raise ValueError(f"the policy has {known} rows (candidates), which do not divide a batch of {rows}")
         device = key_states.device
@@ -93,6 +96,7 @@ class MemoryLayer(CacheLayerMixin):
     def open(self) -> None:
         """Makes the layer's content dense, for one forward call."""
         self.keys, self.values, self.positions, self.state, self.ragged = self.held.dense()
+        self.widths = self._widths()
         self._since = 0
         self._moved = False
 
@@ -110,6 +114,7 @@ class MemoryLayer(CacheLayerMixin):
         self.values = torch.cat([self.values, values], dim=2)
         self.positions = torch.cat([self.positions, positions], dim=2)
         self.state = {name: torch.nn.functional.pad(t, (0, new)) for name, t in self.state.items()}
+        self.widths = [width + new for width in self.widths]
         self._since += new
         if not block.alike:
             self._pack(self.positions >= 0)  # blank tokens go in front
@@ -118,6 +123,12 @@ class MemoryLayer(CacheLayerMixin):
         """Shows the policy a block's attention, (rows, kv_heads, new, keys)."""
         self.state = self.policy.observe(self.state, weights, block.fed, block.counts)
 
+    def watch(self, block: Block, groups: int) -> Watch:
+        """Who is shown a block's attention tile by tile; groups: query heads of a KV head."""
+        if hasattr(self.policy, "watch"):
+            return self.policy.watch(self.state, block.fed[0], block.new, groups)
+        return Whole(self.policy, self.state, block, self.positions, groups)
+
     def summarise(self, query: Tensor, block: Block) -> None:
         """Shows the policy a block's queries, (rows, heads, new, size)."""
         self.summary = self.policy.summarise(self.summary, query, block.positions(query.device), self.rotary)
@@ -125,11 +136,23 @@ class MemoryLayer(CacheLayerMixin):
     def finish(self, block: Block, window: int | None) -> None:
         """Counts the block and, where a row's interval is full, forgets."""
         self.fed = [f + c for f, c in zip(block.fed, block.counts, strict=True)]
-        if not any(block.due):
-            return
-        device = self.positions.device
+        self._window = window
+        if any(block.due) and not self.shared:
+            self._forget(block.due)
+
+    def spread(self, candidates: int) -> None:
+        """Ends sharing at the first update: the rows of all samples once for each candidate, which then forget."""
+        self.shared = False
+        self.batch_select_indices(torch.arange(len(self.fed)).repeat(candidates))
+        self.row = torch.arange(len(self.fed), device=self.row.device) // (len(self.fed) // self.policy.rows)
+        self.open()
+        self._forget([True] * len(self.fed))
+        self.close()
+
+    def _forget(self, rows_due: list[bool]) -> None:
+        device, window = self.positions.device, self._window
         newest = torch.tensor(self.fed, device=device) - 1
-        due = torch.tensor(block.due, device=device)
+        due = torch.tensor(rows_due, device=device)
         if window is not None:  # no later query can see them: gone before scoring, and counted as forgotten
             outside = (self.positions <= newest[:, None, None] - window) & due[:, None, None]
             if bool(outside.any()):
@@ -152,6 +175,12 @@ class MemoryLayer(CacheLayerMixin):
         self.values = self.values.gather(2, wide.expand(-1, -1, -1, self.values.shape[3]))
         self.positions = self.positions.gather(2, index).masked_fill_(~kept, -1)
         self.state = {name: gather_keys(t, index, kept) for name, t in self.state.items()}
+        self.widths = self._widths()
+
+    def _widths(self) -> list[int]:
+        if self.ragged and self.positions.device.type == "cpu":  # elsewhere it would have to be waited for
+            return (self.positions >= 0).sum(-1).flatten().tolist()
+        return [self.positions.shape[2]] * self.positions.shape[:2].numel()
 
     # What transformers calls -------------------------------------------------------------------------------
 
@@ -229,6 +258,19 @@ class MemoryCache(Cache):
     def activate_past_recording(self) -> None:
         """Called by assisted decoding before it begins: it would have to take tokens back."""
         raise ValueError(support.NO_WAY_BACK)
+
+    def share(self) -> None:
+        """The rows of a fresh cache stand for samples alone until `spread`: candidates differ once they forget.
+
+        No more may be fed meanwhile than one update interval.
+        """
+        for layer in self.layers:
+            layer.shared = True
+
+    def spread(self, candidates: int) -> None:
+        """After exactly one interval: each row becomes `candidates` rows, row = candidate * samples + sample."""
+        for layer in self.layers:
+            layer.spread(candidates)
 
     @property
     def seen(self) -> int:

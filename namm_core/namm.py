@@ -19,7 +19,7 @@ from torch import Tensor
 from namm_core import scorer
 from namm_core.config import NammConfig, from_mapping
 from namm_core.packing import gather_keys, packing
-from namm_core.policies.base import State, View
+from namm_core.policies.base import State, View, Watch
 from namm_core.spectrogram import Spectrogram
 from namm_core.statistics import FeatureStatistics
 
@@ -97,6 +97,10 @@ class Namm:
     def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
         """See `Policy.observe`; attention is the mean over each query group."""
         return self._spectrogram.observe(state, attention, fed, counts)
+
+    def watch(self, state: State, fed: int, new: int, groups: int) -> Watch:
+        """See `Policy`."""
+        return self._spectrogram.watch(state, fed, new, groups)
 
     def keep(self, state: State, view: View) -> Tensor:
         """See `Policy.keep`; docs/memory.md 9."""

@@ -45,8 +45,33 @@ class View:
     """Attention logits are query . key times this."""
 
 
+class Watch(Protocol):
+    """Takes in the attention of one block of queries tile by tile, the heads of all rows end to end."""
+
+    def begin(self, heads: slice, first: int) -> None:
+        """Tiles of these heads follow, from the block's first query to its last; keys before `first` hold nothing."""
+        ...
+
+    def show(self, weights: Tensor) -> None:
+        """The next queries' attention (heads, groups, queries, keys), float32; keys from `first` to the last query."""
+        ...
+
+    def end(self) -> None:
+        """No more tiles of these heads."""
+        ...
+
+    def state(self) -> State:
+        """The state after the block."""
+        ...
+
+
 class Policy(Protocol):
-    """Decides, layer by layer and head by head, which cached tokens stay."""
+    """Decides, layer by layer and head by head, which cached tokens stay.
+
+    A policy may offer `watch(state, fed, new, groups) -> Watch` beside `observe`, to see a block of `new` queries, the
+    same in all rows, in tiles that are still in the processor's cache; it may write into `state`, whose keys include
+    the block's own.
+    """
 
     update_interval: int
     """Tokens fed to a row between two updates of its memory."""
