@@ -155,7 +155,11 @@ def _final_metrics(result: dict[str, Any]) -> dict[str, float]:
 
 def _validation(outcome: Outcome) -> list[dict[str, Any]]:
     return [
-        {"generation": r["generation"], **{k: v for k, v in r.items() if k.startswith("validation_")}}
+        {
+            "generation": r["generation"],
+            "stage": r["stage"],
+            **{k: v for k, v in r.items() if k.startswith("validation_")},
+        }
         for r in outcome.generations
         if "validation_score" in r
     ]
