@@ -166,11 +166,21 @@ class MemoryCache(Cache):
         super().__init__(layers=[MemoryLayer(policy, i) for i in range(config.num_hidden_layers)])
         self.policy = policy
         self._model = model
-        self._before = attention.attach(model)
+        self._before: dict[str, str] | None = None
+        self.attach()
+
+    def attach(self) -> bool:
+        """Sets the model's attention function, also again after `detach`; says whether it was not set before."""
+        if self._before is not None:
+            return False
+        self._before = attention.attach(self._model)
+        return True
 
     def detach(self) -> None:
         """Gives the model its former attention function back."""
-        attention.restore(self._model, self._before)
+        if self._before is not None:
+            attention.restore(self._model, self._before)
+            self._before = None
 
     def __enter__(self) -> MemoryCache:
         return self

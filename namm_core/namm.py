@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from namm_core import bam
+from namm_core import bam, sharing
 from namm_core.config import NammConfig, from_mapping
 from namm_core.packing import gather_keys, packing
 from namm_core.policies.base import State, View
@@ -191,18 +191,32 @@ class Namm:
 
     # Saving and loading ------------------------------------------------------------------------------------
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors` into the folder `path` (made when missing)."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"theta": self.theta.contiguous()}
+    def save_pretrained(self, path: str | Path, card: str | None = None) -> None:
+        """Writes a folder in the layout of a Hub repository, each file whole or not at all.
+
+        `config.json`, `model.safetensors`, the folder `custom_generate` (one NAMM, not a population) and, where a card
+        is given, `README.md`. The folder is made when missing; files of other names in it stay as they are.
+        """
+        tensors = {"theta": self.theta.float().cpu().contiguous()}
+        config = {"model_type": "namm", **dataclasses.asdict(self.config)}
+        carried = {}  # what `custom_generate` reads: the same numbers, the count beside the configuration
         if self.statistics is not None:
             tensors["statistics.mean"] = self.statistics.mean.contiguous()
             tensors["statistics.var"] = self.statistics.var.contiguous()
+            carried["statistics.count"] = self.statistics.count
+        plain = {name: tensor.numpy().astype("<f4").tobytes() for name, tensor in tensors.items()}
+        if self.statistics is not None:
             tensors["statistics.count"] = torch.tensor(self.statistics.count, dtype=torch.float64)
-        config = {"model_type": "namm", **dataclasses.asdict(self.config)}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        files = {
+            "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+            "model.safetensors": save(tensors, metadata={"format": "pt"}),
+        }
+        if self.rows == 1:
+            code = sharing.custom_generate({**dataclasses.asdict(self.config), **carried}, plain)
+            files |= {f"custom_generate/{name}": content for name, content in code.items()}
+        if card is not None:
+            files["README.md"] = card.encode()
+        sharing.write(Path(path), files)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Namm:
