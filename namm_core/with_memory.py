@@ -43,8 +43,8 @@ def generate_with(namm: Namm, model: PreTrainedModel, *arguments, **settings) ->
     given = next((cache for cache in given if cache is not None), None)
     if given is not None and not hasattr(given, "kept_positions"):
         raise ValueError(
-            f"the cache given is a {type(given).__name__}, which forgets nothing: leave it out, or pass the memory that "
-            "an earlier answer returned"
+            f"the cache given is a {type(given).__name__}, which forgets nothing: leave it out, or pass the memory "
+            "that an earlier answer returned"
         )
     if settings.get("use_cache") is False:
         raise ValueError("use_cache=False leaves nothing to remember: leave it out")

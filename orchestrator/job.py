@@ -18,7 +18,7 @@ import numpy as np
 
 import namm_core
 import workers
-from orchestrator import evaluation, files, pictures, report, services, spec, storage
+from orchestrator import card, evaluation, files, pictures, report, services, spec, storage
 from orchestrator.display import Display
 from orchestrator.evolution import Outcome, evolve, validation_samples
 from orchestrator.journal import FILE, Journal, Lock
@@ -132,11 +132,15 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirr
         },
     )
     files.write_json(folder / "result.json", result)
+    _export(best, job, folder / "namm", card.text(job, result))
     draw(folder, history, dispatcher, best, samples)
     for path in [*sorted(folder.glob("*.png")), folder / "result.json", folder / "samples.jsonl"]:
         tracker.artifact(path)
     tracker.artifact(folder / "namm", "namm")
     tracker.metrics_final(_final_metrics(result))
+    tracker.register(
+        folder / "namm", job.registered_model, job.share.alias, card.figures(result), card.body(job, result)
+    )
     return result
 
 
@@ -189,10 +193,10 @@ def _check_tasks(job: JobSpec) -> None:
             raise ValueError(f"unknown task {task!r} in train or heldout; tasks of this set: {', '.join(known)}")
 
 
-def _export(best: PolicySpec, job: JobSpec, path: Path) -> None:
+def _export(best: PolicySpec, job: JobSpec, path: Path, card: str | None = None) -> None:
     from namm_core import FeatureStatistics, Namm
 
-    Namm(job.memory, best.theta, FeatureStatistics(*best.statistics)).save_pretrained(path)
+    Namm(job.memory, best.theta, FeatureStatistics(*best.statistics)).save_pretrained(path, card)
 
 
 def _mlflow_run(folder: Path) -> str | None:
