@@ -104,11 +104,12 @@ class Namm:
 
     def scores(self, state: State, view: View) -> Tensor:
         """(rows, kv_heads, keys) scores of all cached tokens, columns as in `view`, padding on the left."""
-        features = self._features(state["average"])
-        ages = self._age_embedding(view)
         # Newest first: backward attention becomes causal attention, and the padding in front comes last.
-        embeddings = torch.cat([ages, features], dim=-1).flip(2)
-        return bam.score(self._rows_of(view), embeddings).flip(2)
+        return bam.score(self.weights_at(view), self.embeddings(state, view).flip(2)).flip(2)
+
+    def embeddings(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys, features) of all cached tokens: age, then normalised spectrogram."""
+        return torch.cat([self._age_embedding(view), self._features(state["average"])], dim=-1)
 
     def select(self, scores: Tensor, view: View) -> Tensor:
         """(rows, kv_heads, keys) bool: score >= 0 and the newest; in padded mode as many in every head."""
@@ -269,7 +270,8 @@ class Namm:
             self._ages[age.device] = table
         return table[age]
 
-    def _rows_of(self, view: View) -> dict[str, Tensor]:
+    def weights_at(self, view: View) -> dict[str, Tensor]:
+        """The scorer's weights, on the view's device: one row, or one for each row of the view."""
         device = view.positions.device
         if device not in self._weights:
             self._weights[device] = {name: w.to(device) for name, w in self._weights[self.theta.device].items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import head, report, runs, services, spec
+from orchestrator import head, inspect_command, report, runs, services, spec
 from orchestrator.dispatch import WorkFailed
 from orchestrator.job import RUNS, run
 from workers.prompts import masked_url
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("--uri", help="MLflow store; default: mlflow.db in this folder")
     ui.set_defaults(command=_ui)
 
+    inspect_command.add_command(commands)
     head.add_command(commands)
     return parser
 

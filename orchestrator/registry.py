@@ -52,7 +52,7 @@ def register(
         client.log_artifacts(run_id, str(folder), place)
         labels = {**tags, DIGEST: found}
         known = client.create_model_version(
-            model, f"runs:/{run_id}/{place}", run_id, tags=labels, description=description
+            model, f"runs:/{run_id}/{place}", run_id, tags=labels, description=description, await_creation_for=0
         )
     else:
         for name, value in tags.items():

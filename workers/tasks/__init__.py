@@ -28,6 +28,8 @@ class Sample:
     """A name in `workers.tasks.metrics`."""
     max_new_tokens: int | None = None
     """Most tokens of an answer; None: as many as the first reference has."""
+    facts: tuple[tuple[int, int], ...] = ()
+    """Character spans of all sentences that carry facts, asked for or not; () where a task does not know them."""
 
     @property
     def completion(self) -> str:
