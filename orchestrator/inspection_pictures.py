@@ -60,8 +60,8 @@ def ages(found: Mapping[str, Any], path: Path) -> None:
     shades = colormaps["viridis"](np.linspace(0.0, 0.85, len(layers)))
     for layer, (row, shade) in enumerate(zip(layers, shades, strict=True)):
         label = f"layer {layer}" if len(layers) <= 8 or layer in (0, len(layers) - 1) else None
-        axes.stairs(row, edges, color=shade, lw=1.2, label=label)
-    axes.stairs(by_age["mean"], edges, color="black", lw=2, label="mean of layers")
+        axes.stairs(row, edges, baseline=None, color=shade, lw=1.2, label=label)
+    axes.stairs(by_age["mean"], edges, baseline=None, color="black", lw=2, label="mean of layers")
     first = min(s["tokens"] - s["judged"] for s in found["samples"])
     last = max(s["tokens"] - s["judged"] for s in found["samples"])
     if last:
