@@ -80,13 +80,13 @@ def body(job: JobSpec, result: Mapping[str, Any]) -> str:
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, str]:
-    """The figures that stand beside a registered version."""
+    """The figures that stand beside a registered version, as its tags."""
     namm, full = result["policies"]["namm"], result["policies"]["full"]
     low, high = namm["difference_interval"]
-    found = {"score": namm["mean"], "kept": namm["kept"], "score of full cache": full["mean"]}
-    found |= {"difference": namm["difference"], "difference, low": low, "difference, high": high}
+    found = {"score": namm["mean"], "kept": namm["kept"], "full_score": full["mean"]}
+    found |= {"difference": namm["difference"], "difference_low": low, "difference_high": high}
     shown = {name: f"{value:.4f}" for name, value in found.items() if value is not None}
-    return {**shown, "held-out samples": str(namm["samples"])}
+    return {**shown, "heldout_samples": str(namm["samples"])}
 
 
 LIMITS = """\

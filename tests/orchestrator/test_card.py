@@ -49,6 +49,15 @@ def test_people_read_figures_with_their_intervals(job, result):
     assert "1,234 evaluations" in text and "`residence`, `topic`; also measured on `resident`" in text
 
 
+def test_figures_are_tags(result):
+    found = card.figures(result)
+    low, high = result["policies"]["namm"]["difference_interval"]
+    assert found == {
+        "score": "0.7500", "kept": "0.4000", "full_score": "0.5000", "heldout_samples": "4",
+        "difference": "0.2500", "difference_low": f"{low:.4f}", "difference_high": f"{high:.4f}",
+    }  # fmt: skip
+
+
 def test_its_example_runs_as_it_stands(job, result, tmp_path, capsys):
     Namm(NammConfig(update_interval=64)).save_pretrained(tmp_path / "namm", card.text(job, result))
     text = (tmp_path / "namm" / "README.md").read_text()
