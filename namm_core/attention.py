@@ -17,6 +17,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
+from namm_core import tiles
+
 if TYPE_CHECKING:
     from namm_core.blocks import Block
     from namm_core.cache import MemoryLayer
@@ -31,13 +33,17 @@ def mark(keys: Tensor, layer: MemoryLayer) -> None:
 
 
 def attach(model: PreTrainedModel) -> dict[str, str]:
-    """Sets the model's attention function to this one; returns what `restore` needs."""
-    before = {"": model.config._attn_implementation}
-    for name in model.config.sub_configs:
-        before[name] = getattr(model.config, name)._attn_implementation
-    if set(before.values()) != {NAME}:
-        model.set_attn_implementation(NAME)
-        if model.config.get_text_config(decoder=True)._attn_implementation != NAME:
+    """Sets the model's attention function to this one; returns what `restore` needs.
+
+    Of a model with parts (vision, audio) only the text part changes: the others are not causal, and remember nothing.
+    """
+    text = model.config.get_text_config(decoder=True)
+    parts = {name: part for name in model.config.sub_configs if (part := getattr(model.config, name)) is not None}
+    before = {"": model.config._attn_implementation} | {n: part._attn_implementation for n, part in parts.items()}
+    ours = {"": NAME} | {name: NAME if part is text else before[name] for name, part in parts.items()}
+    if before != ours:
+        model.set_attn_implementation(ours)
+        if text._attn_implementation != NAME:
             raise ValueError(f"{type(model).__name__} cannot exchange its attention function")
     return before
 
@@ -68,6 +74,8 @@ def attention_forward(
     layer = getattr(key, _MARK, None)
     if layer is None:
         mask = _stock_mask(query, key, attention_mask, sliding_window)
+        if softcap is not None:  # fused kernels have none
+            return _capped(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
         return sdpa_attention_forward(
             module,
             query,
@@ -77,27 +85,34 @@ def attention_forward(
             scaling=scaling,
             dropout=dropout,
             is_causal=False,
-            softcap=softcap,
             **kwargs,
         )
     if kwargs.get("s_aux") is not None:
         raise ValueError("attention sinks as parameters (s_aux) are not supported by this memory")
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError("a memory takes a 2D padding mask; masks of other shapes are not supported")
+    if not layer.pending:
+        raise ValueError("a layer's keys were read twice: layers that share keys are not supported by this memory")
+    layer.pending = False
     tokens = query.shape[2]
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scaling = layer.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     real = None if attention_mask is None else attention_mask[:, -tokens:].bool()
     out = query.new_zeros(query.shape[0], tokens, query.shape[1], value.shape[-1])
+    layer.open()
     for block in layer.plan(tokens, real):
         layer.append(block.take(key), block.take(value), block)
         queries = block.take(query)
-        attended, weights = _attend(layer, block, queries, scaling, softcap, sliding_window)
-        if layer.policy.needs_attention:
-            layer.observe(weights, block)
+        if block.alike and sliding_window is None and block.new > 1 and not queries.requires_grad:
+            attended = tiles.attend(layer, block, queries, scaling, softcap)
+        else:
+            attended, weights = _attend(layer, block, queries, scaling, softcap, sliding_window)
+            if layer.policy.needs_attention:
+                layer.observe(weights, block)
         if layer.policy.needs_queries:
             layer.summarise(queries, block)
         block.put(out, attended)
         layer.finish(block, sliding_window)
+    layer.close()
     return out, None
 
 
@@ -157,8 +172,27 @@ def _stock_mask(query: Tensor, key: Tensor, padding: Tensor | None, window: int 
     return visible.expand(query.shape[0], 1, new, columns)
 
 
-def _padding_mask(attention_mask: Tensor | None = None, **_) -> Tensor | None:
-    """Hands on the padding alone; what may be seen is settled per block, from true positions."""
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling: float, softcap: float
+) -> tuple[Tensor, None]:
+    """Attention with soft-capped logits for a cache that is not ours; visible: (rows, 1, new, keys) bool."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = torch.tanh(torch.matmul(query * scaling, key.transpose(2, 3)) / softcap) * softcap
+    weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1, dtype=torch.float32)
+    return torch.matmul(weights.to(value.dtype), value).transpose(1, 2), None
+
+
+def _padding_mask(attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **_) -> Tensor | None:
+    """Hands on the padding alone; what may be seen is settled per block, from true positions.
+
+    transformers forbids the skip wherever more, or less, than causality and a window decides what is seen.
+    """
+    if not allow_is_causal_skip:
+        raise ValueError(
+            "this input is not read from left to right alone (images that see themselves whole, packed sequences): "
+            "not supported by this memory's attention"
+        )
     return attention_mask
 
 

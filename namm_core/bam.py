@@ -8,8 +8,6 @@ Knows nothing of spectrograms, thresholds or caches.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,25 +21,10 @@ def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
     return {"w1": (e, 3 * d), "b1": (3 * d,), "w2": (d, 2 * e), "b2": (2 * e,), "w3": (e,), "b3": (1,)}
 
 
-def num_parameters(config: NammConfig) -> int:
-    """Length of `theta`; 4,172 with the paper's numbers."""
-    return sum(math.prod(shape) for shape in layout(config).values())
-
-
-def unpack(config: NammConfig, theta: Tensor) -> dict[str, Tensor]:
-    """Views into theta (rows, N): each (rows, *shape)."""
-    parts, at = {}, 0
-    for name, shape in layout(config).items():
-        size = math.prod(shape)
-        parts[name] = theta[:, at : at + size].unflatten(1, shape)
-        at += size
-    return parts
-
-
 def score(weights: dict[str, Tensor], embeddings: Tensor) -> Tensor:
     """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), *newest token first*.
 
-    weights: `unpack(...)`, with one row or as many as the embeddings. Newest first, backward attention is causal
+    weights: as `layout`, with one row or as many as the embeddings. Newest first, backward attention is causal
     attention; padding, being last, is seen by nothing but padding.
     """
     rows, heads, tokens, features = embeddings.shape

@@ -32,8 +32,8 @@ class NammConfig:
     """Longest period of the age embedding, in tokens / (2 pi)."""
     hidden: int = 32
     """Width of the backward attention's queries, keys and values."""
-    scorer: Literal["bam"] = "bam"
-    """The network that scores a token: `bam`, backward attention."""
+    scorer: Literal["bam", "mlp"] = "bam"
+    """The network that scores a token: `bam`, backward attention, or `mlp`, which sees each token alone."""
     selection: Literal["ragged", "padded"] = "ragged"
     """`ragged`: a head keeps its own positives; `padded`: every head keeps as many as the fullest one."""
 
@@ -51,8 +51,8 @@ class NammConfig:
             raise ValueError(f"age_dim must be even, not {self.age_dim}")
         if self.selection not in ("ragged", "padded"):
             raise ValueError(f"selection must be ragged or padded, not {self.selection!r}")
-        if self.scorer != "bam":
-            raise ValueError(f"scorer must be bam, not {self.scorer!r}")
+        if self.scorer not in ("bam", "mlp"):
+            raise ValueError(f"scorer must be bam or mlp, not {self.scorer!r}")
 
     @property
     def frequencies(self) -> int:

@@ -44,18 +44,8 @@ def answer(
     token ids that end an answer.
     """
     rows, lengths = len(prompts), torch.tensor([len(p) for p in prompts])
-    ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
-    mask = torch.arange(ids.shape[1]) < lengths[:, None]
     past: Cache = DynamicCache(config=model.config) if cache is None else cache
-    ends, which = torch.unique(lengths - 1, return_inverse=True)
-    out = model(
-        ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        past_key_values=past,
-        use_cache=True,
-        logits_to_keep=ends,  # on the CPU: it indexes the last layer's output, which may live on another device
-    )
-    first = out.logits[torch.arange(rows), which].float()
+    first, mask = prefill(model, prompts, past)
     if cache is None:
         kept = [[1.0] * len(past.layers)] * rows
     else:
@@ -71,6 +61,43 @@ def answer(
         cut = next((n for n, token in enumerate(tokens) if token in stop), len(tokens))
         answers.append(Answer(tokens[:cut], float(chosen[i, : len(reference)].mean()), kept[i]))
     return answers
+
+
+def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache) -> tuple[Tensor, Tensor]:
+    """Reads all prompts, rows padded on the right, into the fresh cache `past`.
+
+    What precedes the first update is the same for all candidates of a sample, and computed once.
+
+    Returns the logits (rows, vocabulary) of each row's last token and the mask (rows, columns) of real tokens.
+    """
+    lengths = torch.tensor([len(p) for p in prompts])
+    ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    start = 0
+    samples = _samples(prompts)
+    if isinstance(past, MemoryCache) and samples < len(prompts) and lengths.min() > past.policy.update_interval:
+        start = past.policy.update_interval
+        past.share()
+        model(ids[:samples, :start].to(model.device), past_key_values=past, use_cache=True, logits_to_keep=1)
+        past.spread(len(prompts) // samples)
+    ends, which = torch.unique(lengths - 1 - start, return_inverse=True)
+    out = model(
+        ids[:, start:].to(model.device),
+        attention_mask=mask.to(model.device),
+        past_key_values=past,
+        use_cache=True,
+        logits_to_keep=ends,  # on the CPU: it indexes the last layer's output, which may live on another device
+    )
+    return out.logits[torch.arange(len(prompts)), which].float(), mask
+
+
+def _samples(prompts: list[Tensor]) -> int:
+    """How many prompts there are before all of them come again, in the same order, for the next candidate."""
+    rows = len(prompts)
+    for samples in range(1, rows):
+        if rows % samples == 0 and all(torch.equal(prompts[i], prompts[i - samples]) for i in range(samples, rows)):
+            return samples
+    return rows
 
 
 def _decode(

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from namm_core import bam, sharing
+from namm_core import scorer, sharing
 from namm_core.config import NammConfig, from_mapping
 from namm_core.packing import gather_keys, packing
-from namm_core.policies.base import State, View
+from namm_core.policies.base import State, View, Watch
 from namm_core.spectrogram import Spectrogram
 from namm_core.statistics import FeatureStatistics
 
@@ -70,7 +70,7 @@ class Namm:
         statistics: FeatureStatistics | None = None,
     ) -> None:
         self.config = config or NammConfig()
-        self.num_parameters = bam.num_parameters(self.config)
+        self.num_parameters = scorer.num_parameters(self.config)
         if theta is None:
             theta = torch.zeros(self.num_parameters)
         theta = torch.as_tensor(theta, dtype=torch.float32)
@@ -84,7 +84,7 @@ class Namm:
         self.update_interval = self.config.update_interval
         self.rows = 1 if theta.ndim == 1 else theta.shape[0]
         self._spectrogram = Spectrogram(self.config)
-        weights = bam.unpack(self.config, theta if theta.ndim == 2 else theta[None])
+        weights = scorer.unpack(self.config, theta if theta.ndim == 2 else theta[None])
         self._weights = {theta.device: weights}  # of each device that a layer of the model lives on
         self._ages: dict[torch.device, Tensor] = {}
 
@@ -98,6 +98,10 @@ class Namm:
         """See `Policy.observe`; attention is the mean over each query group."""
         return self._spectrogram.observe(state, attention, fed, counts)
 
+    def watch(self, state: State, fed: int, new: int, groups: int) -> Watch:
+        """See `Policy`."""
+        return self._spectrogram.watch(state, fed, new, groups)
+
     def keep(self, state: State, view: View) -> Tensor:
         """See `Policy.keep`; docs/memory.md 9."""
         return self.select(self.scores(state, view), view)
@@ -105,7 +109,7 @@ class Namm:
     def scores(self, state: State, view: View) -> Tensor:
         """(rows, kv_heads, keys) scores of all cached tokens, columns as in `view`, padding on the left."""
         # Newest first: backward attention becomes causal attention, and the padding in front comes last.
-        return bam.score(self.weights_at(view), self.embeddings(state, view).flip(2)).flip(2)
+        return scorer.score(self.config, self.weights_at(view), self.embeddings(state, view).flip(2)).flip(2)
 
     def embeddings(self, state: State, view: View) -> Tensor:
         """(rows, kv_heads, keys, features) of all cached tokens: age, then normalised spectrogram."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from namm_core import scorer
 from namm_core.namm import Namm
 from namm_core.policies.base import State, View
 
@@ -20,10 +21,15 @@ def own_derivatives(namm: Namm, state: State, view: View) -> Tensor:
     """(rows, kv_heads, keys, features) derivative of each token's score by its own embedding; columns as in `view`.
 
     Units: score per unit of the embedding (spectrogram features in standard deviations, ages as sines and cosines);
-    padding gets numbers without meaning. Raises ValueError for a population, or another scorer than `bam`.
+    padding gets numbers without meaning. Raises ValueError for a population.
     """
-    if namm.rows != 1 or namm.config.scorer != "bam":
-        raise ValueError("sensitivity is defined for one NAMM with the bam scorer")
+    if namm.rows != 1:
+        raise ValueError(f"sensitivity is that of one NAMM, not of {namm.rows}")
+    if namm.config.scorer == "mlp":  # looks at one token at a time: the derivatives of the sum are those of each
+        with torch.enable_grad():
+            tokens = namm.embeddings(state, view).detach().clone().requires_grad_()
+            scores = scorer.score(namm.config, namm.weights_at(view), tokens)
+            return torch.autograd.grad(scores.sum(), tokens)[0]
     weights = {name: w[0] for name, w in namm.weights_at(view).items()}
     context = namm.embeddings(state, view).detach().flip(2).clone()  # newest first, as the scorer has it
     parts = [_block(weights, context, start) for start in range(0, context.shape[2], BLOCK)]

@@ -9,12 +9,14 @@ Keys are the last axis of every tensor here, so that forgetting is one gather. K
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
 from namm_core.config import NammConfig
+from namm_core.tiles import sum_of_groups
 
 State = dict[str, Tensor]
 """`average` (rows, kv_heads, frequencies, keys); `carried` (rows, kv_heads, hop, keys), the last whole hop of
@@ -60,6 +62,10 @@ class Spectrogram:
         if len(set(phases)) == 1 and len(set(counts)) == 1 and state["pending"].shape[2] == phases[0]:
             return self._observe_alike(state, attention)
         return self._observe_each(state, attention, phases, counts)
+
+    def watch(self, state: State, fed: int, new: int, groups: int) -> _Watch:
+        """Advances the averages by `new` queries tile by tile; writes into `state`. See `policies.base.Watch`."""
+        return _Watch(self, state, new, groups)
 
     def _observe_alike(self, state: State, attention: Tensor) -> State:
         """All rows stand at the same phase of a hop: no row needs a mask."""
@@ -120,3 +126,77 @@ class Spectrogram:
         power[:, :, :, 2:-1:2] += even[:, :, :, half + 1 :]
         power[:, :, :, 1::2] = odd[:, :, :, :half] + odd[:, :, :, half:]
         return power.sqrt_()
+
+
+@functools.lru_cache(maxsize=256)
+def _basis(config: NammConfig, frames: int, scale: float, device: torch.device) -> Tensor:
+    """(frames, n_fft, n_fft): windowed cosines, then sines, times each frame's weight in the average and `scale`.
+
+    The sines of frequencies 0 and n_fft / 2 vanish and are left out.
+    """
+    m = torch.arange(config.n_fft, dtype=torch.float64)
+    angle = 2 * math.pi * torch.arange(config.frequencies, dtype=torch.float64)[:, None] * m / config.n_fft
+    window = 0.5 - 0.5 * torch.cos(2 * math.pi * m / config.n_fft)
+    decay = config.ema**config.hop
+    weights = scale * (1 - decay) * decay ** torch.arange(frames - 1, -1, -1, dtype=torch.float64)  # docs/memory.md 4
+    basis = torch.cat([torch.cos(angle), torch.sin(angle[1:-1])]) * window
+    return (weights[:, None, None] * basis).float().to(device)
+
+
+class _Watch:
+    """One block's tiles: frames are cut where they fall and transformed while their attention is in the cache.
+
+    Queries are the first axis here, so that a frame is n_fft of them in a row: frames overlap, and are never copied.
+    """
+
+    def __init__(self, spectrogram: Spectrogram, state: State, new: int, groups: int) -> None:
+        self._spectrogram, self._groups, self._before = spectrogram, groups, state
+        self._hop, self._n_fft = spectrogram.config.hop, spectrogram.config.n_fft
+        pending = state["pending"]
+        left = (pending.shape[2] + new) % self._hop
+        self._after = {**state, "pending": pending.new_zeros(*pending.shape[:2], left, pending.shape[3])}
+
+    def begin(self, heads: slice, first: int) -> None:
+        """See `Watch.begin`."""
+        self._heads, self._first = heads, first
+        before = {name: t.flatten(0, 1)[heads, :, first:].transpose(0, 1) for name, t in self._before.items()}
+        # Everything here is a sum over the query group; the mean is taken in the basis.
+        self._recent = torch.cat([before["carried"].float(), before["pending"].float()]) * self._groups
+        self._average = before["average"].contiguous()
+
+    def show(self, weights: Tensor) -> None:
+        """See `Watch.show`."""
+        heads, _, new, keys = weights.shape
+        recent = len(self._recent)
+        signal = weights.new_empty(recent + new, heads, keys)
+        signal[:recent] = self._recent[..., :keys]
+        sum_of_groups(weights, signal[recent:].transpose(0, 1))
+        frames = (recent + new) // self._hop - 1
+        if frames:
+            self._transform(signal, frames)
+        self._recent = torch.nn.functional.pad(signal[frames * self._hop :], (0, self._average.shape[2] - keys))
+
+    def _transform(self, signal: Tensor, frames: int) -> None:
+        _, heads, keys = signal.shape
+        size, top = heads * keys, self._n_fft // 2
+        cut = signal.as_strided((frames, self._n_fft, size), (self._hop * size, size, 1))
+        basis = _basis(self._spectrogram.config, frames, 1 / self._groups, signal.device)
+        parts = torch.bmm(basis, cut).square_()
+        power = parts[:, : top + 1]
+        power[:, 1:top] += parts[:, top + 1 :]
+        power.sqrt_()
+        total = power[0] if frames == 1 else power.sum(0)
+        decayed = self._average[..., :keys].mul_(self._spectrogram.decay**frames)
+        decayed += total.view(-1, heads, keys)
+
+    def end(self) -> None:
+        """See `Watch.end`."""
+        after = {name: t.flatten(0, 1)[self._heads, :, self._first :] for name, t in self._after.items()}
+        recent = (self._recent / self._groups).transpose(0, 1)
+        after["average"].copy_(self._average.transpose(0, 1))
+        after["carried"].copy_(recent[:, : self._hop])
+        after["pending"].copy_(recent[:, self._hop :])
+
+    def state(self) -> State:
+        """See `Watch.state`."""
+        return self._after

@@ -14,12 +14,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import head, inspect_command, report, runs, services, spec
+from orchestrator import curve_tables, evaluate_command, head, inspect_command, report, runs, services, spec
 from orchestrator.dispatch import WorkFailed
-from orchestrator.job import RUNS, run
+from orchestrator.job import run
+from orchestrator.workplace import RUNS
 from workers.prompts import masked_url
 
 INTERRUPTED = 130
+ASSUMED = ("tflops", "kept", "tokens")
+"""Options of `evolve` that only a plan has."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(options, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # settings may stand behind options too
+        options.overrides += rest
     try:
         return options.command(options) or 0
     except (ValueError, WorkFailed) as error:
@@ -53,7 +60,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     evolve.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the file's")
     evolve.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    planned = evolve.add_argument_group("plan")
+    planned.add_argument("--dry-run", action="store_true", help="print what the job will take, and start nothing")
+    planned.add_argument(
+        "--tflops", type=float, help="with --dry-run: a GPU's peak TFLOP/s in bfloat16 (989, H100 SXM)"
+    )
+    planned.add_argument("--kept", type=float, help="with --dry-run: kept fraction to count with (0.3)")
+    planned.add_argument("--tokens", type=int, help="with --dry-run: tokens of a prompt (the longest that tasks allow)")
     evolve.set_defaults(command=_evolve)
+
+    evaluate_command.add_command(commands)
 
     shown = commands.add_parser("report", help="print a run's table")
     shown.add_argument("run", help="a run's name or folder")
@@ -78,6 +94,10 @@ def _evolve(options: argparse.Namespace) -> int:
 
     if options.config is None:
         raise ValueError("which job? namm evolve CONFIG.yaml, or namm evolve --resume RUN")
+    if options.dry_run:
+        return _plan(options)
+    if given := next((name for name in ASSUMED if getattr(options, name) is not None), None):
+        raise ValueError(f"--{given} is for --dry-run")
     job = _job(options)
     display = Display()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and a machine that goes: as Ctrl-C
@@ -93,6 +113,19 @@ def _evolve(options: argparse.Namespace) -> int:
     folder = RUNS / job.name
     display.console.print(f"run folder: {folder}   pictures: {folder}/*.png   the memory: {folder}/namm")
     display.console.print("all generations: make ui (or namm ui), then http://127.0.0.1:5000")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from orchestrator import plan_page
+    from orchestrator.plan import Assumed, plan
+
+    path = Path(options.config)
+    if options.resume and not path.is_file() and "://" not in options.config:
+        path = _folder(options.config) / "job.yaml"
+    job = spec.read(path, options.overrides)
+    assumed = Assumed(**{n: getattr(options, n) for n in ASSUMED if getattr(options, n) is not None})
+    Console(width=plan_page.WIDTH).print(plan_page.page(plan(job, path.read_text(), options.overrides, assumed)))
     return 0
 
 
@@ -113,6 +146,9 @@ def _job(options: argparse.Namespace) -> spec.JobSpec:
 
 
 def _report(options: argparse.Namespace) -> None:
+    if (curve := evaluate_command.finished(options.run)) is not None:
+        print(curve_tables.markdown(*curve)) if options.markdown else Console().print(curve_tables.table(*curve))
+        return
     folder = _folder(options.run)
     try:
         result = json.loads((folder / "result.json").read_text())
@@ -146,11 +182,7 @@ def _ui(options: argparse.Namespace) -> None:
 
 def _folder(name: str) -> Path:
     """A run by name or folder."""
-    for folder in (Path(name), RUNS / name):
-        if (folder / "job.yaml").is_file():
-            return folder
-    known = ", ".join(sorted(path.parent.name for path in RUNS.glob("*/job.yaml"))) or "none"
-    raise ValueError(f"no run {name!r} in {RUNS}/; known: {known}")
+    return runs.find(RUNS, name)
 
 
 if __name__ == "__main__":

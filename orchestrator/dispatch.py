@@ -131,6 +131,11 @@ class Dispatcher:
         while self.workers < workers:
             self._step()
 
+    def quiet(self) -> None:
+        """Waits until no worker is at work: copies of units that another one finished may still be under way."""
+        while self._schedule.calls:
+            self._step()
+
     def _missing(self, policies: list[PolicySpec], keys: list[str], samples: list[SampleRef]) -> list[Shard]:
         """Units of fixed shape that hold some result which the journal lacks, samples varying fastest."""
         shards, lost = [], self.journal.quarantined

@@ -26,7 +26,7 @@ class Display:
         self._live: Live | None = None
         self._started = self._last = time.monotonic()
         self._total = 0
-        self._comparing = False
+        self._title = ""
         self._done_evaluations = 0
         self._durations: list[float] = []
 
@@ -37,10 +37,15 @@ class Display:
     def start(self, job: JobSpec, workers: int) -> None:
         """The search begins."""
         self._total = job.generations
-        samples = job.fitness.samples * len(job.train)
+        lines = []
+        for stage in job.plan:
+            lines += [
+                f"{stage.name if job.stages else job.name}: {stage.generations} generations of {stage.population} "
+                f"candidates on {stage.samples * len(stage.train)} samples ({', '.join(stage.train)})"
+            ]
+        name = f"{job.name}, {len(lines)} stages:\n" if job.stages else ""
         self.console.print(
-            f"{job.name}: {job.generations} generations of {job.search.population} candidates on {samples} samples "
-            f"({', '.join(job.train)}), {workers} worker{'s' * (workers != 1)}\n"
+            f"{name}{chr(10).join(lines)}, {workers} worker{'s' * (workers != 1)}\n"
             "[dim]fitness: mean of the candidates; best: the best of them; mean, full: task score of the search's "
             "mean and of\nthe full cache on the same samples; kept: share of the cache that the mean keeps[/dim]"
         )
@@ -73,8 +78,14 @@ class Display:
             )
             if record["best_generation"] == record["generation"]:
                 line += "  *"
+        if "saved_share" in record:
+            line += f"   raced: {record['saved_share']:.0%} saved"
         self._print(line)
-        if record["generation"] == self._total:
+        if record["ended"]:
+            goes_on = {"search": ": it starts anew with more candidates", "stage": "", "job": ""}[record["ended"]]
+            if record["ended"] != "job" or record["generation"] < self._total or record["stage_number"] > 1:
+                self.console.print(f"[dim]{record['stage']} ended: {record['reason']}{goes_on}[/dim]", soft_wrap=True)
+        if record["ended"] == "job":
             self.stop()
 
     def fitting(self) -> None:
@@ -83,19 +94,40 @@ class Display:
 
     def comparison(self, policy: str, done: int, of: int) -> None:
         """Results so far of the comparison on held-out samples."""
-        if not self._comparing:
-            self._comparing = True
-            self.console.print("\nheld-out samples, all policies", style="bold")
-            self._begin_live()
+        self._stage("held-out samples, all policies")
         self._show(f"{policy:>12} {_bar(done, of)} {done}/{of}")
         if done == of and not self.console.is_terminal:
             self.console.print(f"{policy:>12} {done}/{of}")
+
+    def sizing(self, policy: str, looks: int, kept: float) -> None:
+        """Looks so far at what a shifted threshold keeps, and what the last one said."""
+        self._stage("the NAMM at each size: one shift of its threshold, found on validation samples of all kinds")
+        self._show(f"{policy:>12} look {looks}: keeps {kept:.3f}")
+
+    def timing(self, policy: str, done: int, of: int) -> None:
+        """Measurements of speed so far."""
+        self._stage("speed and size, on one worker, policies in turn")
+        self._show(f"{policy:>12} {_bar(done, of)} {done}/{of}")
+        if done == of and not self.console.is_terminal:
+            self.console.print(f"{'all':>12} {done}/{of}")
+
+    def warning(self, text: str) -> None:
+        """What a person should know of the numbers that follow."""
+        self.console.print(text, style="yellow", soft_wrap=True)
 
     def stop(self) -> None:
         """Leaves the terminal as it was."""
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def _stage(self, title: str) -> None:
+        """Begins a stage with a bar of its own, where it is not under way yet."""
+        if self._title != title:
+            self._title = title
+            self.stop()
+            self.console.print(f"\n{title}", style="bold")
+            self._begin_live()
 
     def _begin_live(self) -> None:
         if self.console.is_terminal:

@@ -12,17 +12,25 @@ from typing import Any
 import numpy as np
 
 from orchestrator.evolution import Evaluate
-from workers.unit import PolicySpec, SampleRef
+from workers.unit import PolicySpec, SampleRef, SampleResult
 
 UNBUDGETED = ("full", "namm", "oracle")
 """Policies whose size is their own affair."""
 
 
-def held_out_samples(kinds: tuple[str, ...], total: int) -> list[SampleRef]:
-    """`total` held-out samples, shared as evenly as can be among the kinds."""
-    return [
-        SampleRef(kind, "heldout", i) for n, kind in enumerate(kinds) for i in range(len(range(n, total, len(kinds))))
-    ]
+def held_out_samples(kinds: tuple[str, ...], total: int, split: str = "heldout") -> list[SampleRef]:
+    """`total` samples of a split, held out unless another is named, shared as evenly as can be among the kinds."""
+    return [SampleRef(kind, split, i) for n, kind in enumerate(kinds) for i in range(len(range(n, total, len(kinds))))]
+
+
+def shifted(namm: PolicySpec, shift: float) -> PolicySpec:
+    """The NAMM with its threshold raised by `shift`, and nothing else changed.
+
+    The last number of theta is the bias of the score (b3 of BAM), so that lowering it raises the threshold.
+    """
+    theta = namm.theta.copy()
+    theta[-1] -= shift
+    return dataclasses.replace(namm, theta=theta)
 
 
 def fit_size(
@@ -34,23 +42,21 @@ def fit_size(
     small enough stays as it is. Returns the NAMM, and what was found: shift, kept fraction and score.
     """
 
-    def shifted(shift: float) -> tuple[PolicySpec, dict[str, float]]:
-        theta = namm.theta.copy()
-        theta[-1] -= shift
-        spec = dataclasses.replace(namm, theta=theta)
+    def tried_at(shift: float) -> tuple[PolicySpec, dict[str, float]]:
+        spec = shifted(namm, shift)
         results = [r for r in evaluate([spec], samples)[0] if r is not None]
         kept, score = (float(np.mean([getattr(r, name) for r in results])) for name in ("kept", "score"))
         return spec, {"shift": shift, "kept": kept, "score": score}
 
-    small = shifted(0.0)
+    small = tried_at(0.0)
     if small[1]["kept"] <= kept_at_most:
         return small
     low, high = 0.0, 0.02
-    while (small := shifted(high))[1]["kept"] > kept_at_most:
+    while (small := tried_at(high))[1]["kept"] > kept_at_most:
         low, high = high, 2 * high
     for _ in range(halvings):
         middle = (low + high) / 2
-        tried = shifted(middle)
+        tried = tried_at(middle)
         if tried[1]["kept"] <= kept_at_most:
             small, high = tried, middle
         else:
@@ -88,7 +94,12 @@ def compare(
     for name in policies:
         spec, row = table[name]
         for i in usable:
-            result = dataclasses.asdict(row[i])
-            result["sample"] = result.pop("index")
-            records.append({**result, "policy": name, "budget": spec.budget})
+            records.append(record(row[i], name, spec.budget))
     return records
+
+
+def record(result: SampleResult, policy: str, budget: float | None) -> dict[str, Any]:
+    """A line of `samples.jsonl`."""
+    line = dataclasses.asdict(result)
+    line["sample"] = line.pop("index")
+    return {**line, "policy": policy, "budget": budget}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from orchestrator import evaluation, files, spec
+from orchestrator.workplace import RUNS
 
 
 def add_command(commands) -> None:
@@ -38,7 +38,7 @@ def inspect(options: argparse.Namespace) -> None:
 
     namm = Namm.from_pretrained(place)
     out = Path(options.out) if options.out else place.parent / "inspection"
-    evaluator = Evaluator(EvaluatorConfig(job.model, job.tasks, namm.config, job.workers.threads))
+    evaluator = Evaluator(EvaluatorConfig(job.model, job.tasks, namm.config, job.workers.threads, prompt=job.prompt))
     readings, sensitivity = read(evaluator, namm, evaluation.held_out_samples(job.kinds, options.samples))
     found = {"name": job.name, **inspection.summarise(readings, sensitivity, namm.config)}
     out.mkdir(parents=True, exist_ok=True)
@@ -54,8 +54,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 def find(memory: str, config: str | None) -> tuple[Path, Path]:
     """The saved NAMM and the job file that are meant. Raises ValueError when one is not there."""
-    runs = Path(os.environ.get("NAMM_RUNS", "runs"))
-    folder = next((f for f in (Path(memory), runs / memory) if f.is_dir()), None)
+    folder = next((f for f in (Path(memory), RUNS / memory) if f.is_dir()), None)
     if folder is None:
         raise ValueError(f"no run and no saved NAMM {memory!r}: give a run's name, or a folder with model.safetensors")
     place = folder if (folder / "model.safetensors").is_file() else folder / "namm"

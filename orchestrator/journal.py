@@ -36,6 +36,9 @@ def policy_key(policy: PolicySpec) -> str:
     return digest.hexdigest()[:24]
 
 
+BASE = policy_key(PolicySpec("full"))
+
+
 def in_use(folder: Path) -> bool:
     """Whether a live job holds the run folder."""
     try:
@@ -104,7 +107,8 @@ class Journal:
         return [result for _, result in fresh]
 
     def tell(self, record: dict[str, Any], settled: list[SampleRef]) -> None:
-        """Writes a generation's record; results of `settled` samples, which nobody asks for again, leave memory."""
+        """Writes a generation's record; results of `settled` samples, which nobody asks for again, leave memory, but
+        for the full cache's: it is asked again where a small set of samples comes round."""
         self._write([{"told": record, "settled": settled}])
         self.told.append(record)
         self._settle(settled)
@@ -136,7 +140,9 @@ class Journal:
 
     def _settle(self, samples) -> None:
         for task, split, index in samples:
-            self._results.pop(SampleRef(task, split, index), None)
+            known = self._results.pop(ref := SampleRef(task, split, index), {})
+            if BASE in known:
+                self._results[ref] = {BASE: known[BASE]}
 
     def _write(self, records: list[dict]) -> None:
         lines = (json.dumps(record, ensure_ascii=False).encode() for record in records)

@@ -34,7 +34,8 @@ def fitness_curve(generations: Sequence[Mapping], path: str | Path) -> None:
 
     A generation has generation (number), fitness_mean, fitness_best, fitness_std (over its candidates), kept
     (fraction), sigma, and may have validation_score and validation_full (the full cache on the same samples);
-    None or absent: not measured then. Fitness may be on another scale than scores, so it has its own panel.
+    None or absent: not measured then. Where `stage` changes, a line is drawn; the best score is the last stage's.
+    Fitness may be on another scale than scores, so it has its own panel.
     Raises ValueError without any generation.
     """
     x = _numbers(generations)
@@ -68,7 +69,9 @@ def fitness_curve(generations: Sequence[Mapping], path: str | Path) -> None:
         if np.isfinite(full).any():
             known = np.isfinite(full)
             axes.plot(x, np.interp(x, x[known], full[known]), color=INK, lw=1.3, ls="--", label="full cache")
-        top = int(np.nanargmax(score))
+        last = np.array([row.get("stage") == generations[-1].get("stage") for row in generations])
+        counts = last & measured if (last & measured).any() else measured  # each stage has a measure of its own
+        top = int(np.nanargmax(np.where(counts, score, np.nan)))
         axes.plot(x[top], score[top], marker="*", ms=15, color=VERMILION, mec="white", ls="none", zorder=3,
                   label=f"best: {score[top]:.3f} in generation {x[top]}")  # fmt: skip
         low, high = axes.get_ylim()
@@ -87,7 +90,12 @@ def fitness_curve(generations: Sequence[Mapping], path: str | Path) -> None:
     panels[-1].set_xlabel("generation")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     panels[-1].set_xlim(x.min() - 0.5, x.max() + 0.5)
+    begun = [i for i in range(1, len(x)) if generations[i].get("stage") != generations[i - 1].get("stage")]
+    for i in begun:
+        panels[0].annotate(generations[i]["stage"], (x[i] - 0.45, 0.03), xycoords=("data", "axes fraction"), fontsize=8)
     for axes in panels:
+        for i in begun:
+            axes.axvline(x[i] - 0.5, color=GREY, lw=1.0, ls=":")
         axes.grid(color="#e4e4e4", lw=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

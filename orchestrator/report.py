@@ -182,7 +182,7 @@ def _brackets(entry: Mapping, field: str) -> str:
     return f"{entry[field]:+.3f}" + ("" if low is None else f" [{low:+.3f}, {high:+.3f}]")
 
 
-def _plus_minus(name: str, entry: Mapping, field: str) -> Text:
+def plus_minus(name: str, entry: Mapping, field: str) -> Text:
     """Mean ± half width; green where the interval lies above 0, red where below."""
     if _is_self(name, field) or field not in entry:
         return Text("")
@@ -206,7 +206,7 @@ def _policies_table(result: Mapping, names: list[str]) -> Table:
         out.add_column(head, justify="right", no_wrap=True)
     for name in names:
         entry = result["policies"][name]
-        differences = [_plus_minus(name, entry, field) for field in ("difference", "namm_difference")]
+        differences = [plus_minus(name, entry, field) for field in ("difference", "namm_difference")]
         means = [_number(entry[field]) for field in groups]
         cells = [f"{entry['kept']:.2f}", _number(entry["mean"]), *differences, *means]
         out.add_row(name, *cells, style="bold" if name == "namm" else "")

@@ -39,6 +39,15 @@ def read_all(folder: Path) -> list[Run]:
     return found
 
 
+def find(folder: Path, name: str) -> Path:
+    """A run's folder, by its name in `folder` or by its own path. Raises ValueError where there is none."""
+    for found in (Path(name), folder / name):
+        if (found / "job.yaml").is_file():
+            return found
+    known = ", ".join(sorted(path.parent.name for path in folder.glob("*/job.yaml"))) or "none"
+    raise ValueError(f"no run {name!r} in {folder}/; known: {known}")
+
+
 def table(runs: list[Run]) -> Table:
     """One line for each run, narrow enough for 80 columns: generations told, scores of the memory and of the full cache
     on validation (the best run of all is marked) and, where it is finished, on held-out samples."""
@@ -70,6 +79,7 @@ def table(runs: list[Run]) -> Table:
 
 def _best_look(run: Run) -> dict[str, Any] | None:
     looks = [record for record in run.generations if record.get("validation_fitness") is not None]
+    looks = [record for record in looks if record.get("stage") == looks[-1].get("stage")]  # others have other tasks
     return max(looks, key=lambda record: record["validation_fitness"], default=None)
 
 

@@ -189,9 +189,14 @@ class Search:
         return options
 
 
+def elite_of(told: int, elite_fraction: float) -> int:
+    """How many of `told` candidates the next mean is made of."""
+    return min(max(int(told * elite_fraction), 1), told - 1)
+
+
 def _raw_weights(told: int, elite_fraction: float) -> list[float]:
     """Logarithmic weights by rank, the elite's above 0 (eq. 49)."""
-    elite = min(max(int(told * elite_fraction), 1), told - 1)
+    elite = elite_of(told, elite_fraction)
     return [math.log(elite + 0.5) - math.log(rank) for rank in range(1, told + 1)]
 
 

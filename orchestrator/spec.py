@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,10 @@ import yaml
 
 from namm_core.config import NammConfig, from_mapping
 from orchestrator import files
+from orchestrator.racing import RacingSpec
 from orchestrator.search import SearchConfig
-from workers.config import ModelConfig
+from orchestrator.stages import RestartSpec, StageSpec, StopSpec, search_of
+from workers.config import ModelConfig, PromptConfig
 
 Kinds = tuple[str, ...]
 
@@ -45,7 +47,12 @@ class FitnessSpec:
     samples: int = 6
     """Samples of each task in a generation, the same ones for all candidates."""
     statistics_samples: int = 8
-    """Training prompts of each task from which the feature statistics are collected."""
+    """Training prompts of each task from which the feature statistics are collected; of the first stage's tasks."""
+    normalise: bool = False
+    """Whether a task counts as its mean over that of the full cache on the same samples (the paper's fitness)."""
+    base_floor: float = 1e-7
+    """Added to the full cache's mean below the line of `normalise`, so that a task it cannot do is no division by zero
+    (the paper's value; a larger one keeps tasks with a tiny base from deciding alone)."""
 
 
 @dataclass(frozen=True)
@@ -121,18 +128,24 @@ class JobSpec:
     model: ModelConfig
     tasks: dict[str, Any]
     """`source` and that source's options."""
-    train: Kinds
-    """Tasks that evolution sees."""
+    train: Kinds = ()
+    """Tasks that evolution sees; with stages, all of theirs (may be left out)."""
     heldout: Kinds = ()
     """Further tasks that only the final table sees."""
     seed: int = 0
     """Seed of which samples a generation sees, and of the search (added to `search.seed`)."""
-    generations: int = 30
-    """Generations of the search."""
+    generations: int | None = None
+    """Generations of the search, at most; None: 30, or with stages the sum of theirs."""
+    stages: tuple[StageSpec, ...] = ()
+    """Parts of the job, one after the other; none: one, of `train`, `generations` and what else stands here."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     memory: NammConfig = field(default_factory=NammConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     start: StartSpec = field(default_factory=StartSpec)
     fitness: FitnessSpec = field(default_factory=FitnessSpec)
+    stop: StopSpec = field(default_factory=StopSpec)
+    restarts: RestartSpec = field(default_factory=RestartSpec)
+    racing: RacingSpec = field(default_factory=RacingSpec)
     validation: ValidationSpec = field(default_factory=ValidationSpec)
     evaluation: HeldOutSpec = field(default_factory=HeldOutSpec)
     workers: WorkerSpec = field(default_factory=WorkerSpec)
@@ -148,13 +161,59 @@ class JobSpec:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name must be a plain folder name, not {self.name!r}")
+        self._complete_stages()
         if not self.train:
             raise ValueError("train must name at least one task")
-        if both := set(self.train) & set(self.heldout):
-            raise ValueError(f"{', '.join(sorted(both))}: in train and in heldout; a held-out task is never trained on")
         for name, value in (("generations", self.generations), ("fitness.samples", self.fitness.samples)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        for number, stage in enumerate(self.plan):  # an odd population of mirrored pairs, a task named twice
+            search_of(self.search, self.seed, number, stage, 0, 1.0)
+        if both := set(self.train) & set(self.heldout):
+            raise ValueError(f"{', '.join(sorted(both))}: in train and in heldout; a held-out task is never trained on")
+        if self.fitness.normalise and self.fitness.measure == "logprob":
+            raise ValueError(
+                "fitness.normalise needs fitness.measure score or probability: a ratio of log-probabilities "
+                "has no meaning"
+            )
+        if not self.fitness.base_floor > 0:
+            raise ValueError(f"fitness.base_floor must be above 0, not {self.fitness.base_floor}")
+        if self.restarts.count and self.stop.patience is None and self.stop.sigma_below is None:
+            raise ValueError("restarts need stop.patience or stop.sigma_below: nothing else ends a search early")
+
+    def _complete_stages(self) -> None:
+        """Fills in what follows from the stages: their names, `train` and `generations`."""
+        named = tuple(replace(s, name=s.name or f"stage{i}") for i, s in enumerate(self.stages, 1))
+        train = tuple(dict.fromkeys(task for stage in named for task in stage.train)) or self.train
+        generations = sum(stage.generations for stage in named) or 30
+        if named:
+            if self.train and set(self.train) != set(train):
+                raise ValueError(f"train names other tasks than the stages ({', '.join(train)}): leave it out")
+            if self.generations not in (None, generations):
+                raise ValueError(
+                    f"generations is {self.generations}, the stages' sum {generations}: set it for each stage "
+                    "(stages.0.generations=...)"
+                )
+            for name in (names := [stage.name for stage in named]):
+                if "/" in name or name.startswith(".") or names.count(name) > 1:
+                    raise ValueError(f"stages: each needs a plain folder name of its own, not {name!r}")
+        object.__setattr__(self, "stages", named)  # a frozen dataclass's own way
+        object.__setattr__(self, "train", train)
+        if self.generations is None:
+            object.__setattr__(self, "generations", generations)
+
+    @property
+    def plan(self) -> tuple[StageSpec, ...]:
+        """The stages with nothing left open; one where none are given."""
+        stages = self.stages or (StageSpec(self.train, "stage1", self.generations),)
+        return tuple(
+            replace(
+                stage,
+                samples=self.fitness.samples if stage.samples is None else stage.samples,
+                population=self.search.population if stage.population is None else stage.population,
+            )
+            for stage in stages
+        )
 
     @property
     def kinds(self) -> Kinds:
@@ -171,6 +230,10 @@ class JobSpec:
         plain = dataclasses.asdict(self)
         for name in ("name", "storage", "redis_url", "mlflow_uri", "workers", "generations", "evaluation", "share"):
             del plain[name]
+        for budget in ("evaluations", "hours"):
+            del plain["stop"][budget]
+        if self.stages:  # how long the last one goes on, likewise
+            del plain["stages"][-1]["generations"]
         workers = self.workers  # the shape of a unit, and threads: both decide in which order sums are formed
         plain["unit"] = [workers.candidates_per_call, workers.samples_per_call, workers.threads]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
@@ -200,11 +263,22 @@ def parse(text: str, path: str | Path, overrides: list[str] | None = None) -> Jo
         *path_to, last = key.split(".")
         at = plain
         for part in path_to:
-            at = at.setdefault(part, {})
-            if not isinstance(at, dict):
+            at = _inner(at, part, key)
+            if not isinstance(at, dict | list):
                 raise ValueError(f"{key}: {part} is no group of settings")
+        if isinstance(at, list):
+            raise ValueError(f"{key}: name a setting of its item {last}, such as {key}.generations")
         at[last] = yaml.safe_load(value)
     return from_mapping(JobSpec, plain, Path(path).name)
+
+
+def _inner(at: dict | list, part: str, key: str) -> Any:
+    """The group `part` of a group of settings, or of a list by its number from 0."""
+    if isinstance(at, dict):
+        return at.setdefault(part, {})
+    if not (part.isdigit() and int(part) < len(at)):
+        raise ValueError(f"{key}: {part} is no item of a list of {len(at)}, counted from 0")
+    return at[int(part)]
 
 
 def write(spec: JobSpec, path: Path) -> None:

@@ -37,6 +37,23 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class PromptConfig:
+    """How a sample's text becomes the model's tokens."""
+
+    max_tokens: int | None = None
+    """Longest prompt, in tokens, all special ones included; of a longer one the first and the last half stay
+    (LongBench's middle truncation). None: prompts stay whole."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """The token that opens a text: as the tokenizer, or the chat template, does by itself; always; or never."""
+    chat_template: bool = False
+    """Whether the tokenizer's chat template goes around prompts; LongBench's few-shot and code tasks stay without."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise ValueError(f"max_tokens must be at least 2, not {self.max_tokens}")
+
+
+@dataclass(frozen=True)
 class EvaluatorConfig:
     """All that an evaluator is made of."""
 
@@ -48,3 +65,4 @@ class EvaluatorConfig:
     """CPU threads of one worker."""
     redis_url: str | None = field(default=None, repr=False)
     """Where prompts are cached; None: in this process alone."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)

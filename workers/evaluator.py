@@ -7,23 +7,27 @@ configuration, so that a score never depends on which machine computed it or wha
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from collections import OrderedDict
 
 import numpy as np
 import torch
 
-from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector
+from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector, policies
 from namm_core.generation import answer
 from namm_core.policies import Oracle, Policy
 from workers import models
 from workers.config import EvaluatorConfig
 from workers.prompts import PromptStore, content_key
+from workers.tasks import OWN_METRIC
 from workers.tasks.metrics import score
-from workers.tasks.prompt import Prompt, tokenise
+from workers.tasks.prompt import Prompt, cut, tokenise
 from workers.tasks.source import load_tasks
+from workers.timing import Timing, measure
 from workers.unit import PolicySpec, SampleRef, SampleResult, Unit
+
+RECENT_TOKENS = 2**24
+"""Tokens of prompts that a worker holds: 64 MiB."""
 
 
 class Evaluator:
@@ -38,7 +42,12 @@ class Evaluator:
         self._weights_digest = models.weights_digest(config.model.path, config.model.revision)
         self._tokenizer_digest = models.tokenizer_digest(self.tokenizer)
         self._recent: OrderedDict[SampleRef, Prompt] = OrderedDict()
+        self._recent_tokens = 0
         self._tasks_digest = content_key("tasks", **config.tasks)
+        self._prompt_choices = dataclasses.asdict(config.prompt)
+        self._chat = self.tokenizer.chat_template if config.prompt.chat_template else None
+        ends = self.model.generation_config.eos_token_id
+        self._ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
     def evaluate(self, unit: Unit) -> list[list[SampleResult]]:
         """Results[policy][sample] of one unit. Base scores, those of the full cache, are kept in Redis."""
@@ -47,10 +56,11 @@ class Evaluator:
         model = self.config.model
         key = content_key(
             "base",
-            version=1,
+            version=2,
             model=[self._weights_digest, model.dtype, model.ntk_alpha, self.model.device.type],
             tokenizer=self._tokenizer_digest,
-            tasks=self._tasks_digest,
+            tasks=[self._tasks_digest, *(self.tasks.fingerprint(ref.task) for ref in unit.samples)],
+            prompt=[self._prompt_choices, self._chat],
             samples=[list(ref) for ref in unit.samples],
         )
 
@@ -74,6 +84,7 @@ class Evaluator:
                 [torch.from_numpy(p.reference).long() for p in wanted],
                 cache,
                 max(p.max_new_tokens for p in prompts),
+                self._ends,
             )
         finally:
             if cache is not None:
@@ -81,16 +92,17 @@ class Evaluator:
         results = []
         for row in range(rows):
             ref, prompt, got = unit.samples[row % len(prompts)], wanted[row], answers[row]
-            prediction = self.tokenizer.decode(got.tokens[: prompt.max_new_tokens]).strip()
+            text = self.tokenizer.decode(got.tokens[: prompt.max_new_tokens], skip_special_tokens=True)
+            prediction = cut(text, prompt.stop)
             results.append(
                 SampleResult(
                     *ref,
-                    score=score(prompt.metric, prediction, list(prompt.answers)),
+                    score=self._score(ref, prompt, prediction),
                     logprob=got.logprob,
                     kept=float(np.mean(got.kept)),
                     kept_layers=got.kept,
                     tokens=len(prompt.ids),
-                    prediction=prediction,
+                    prediction=prediction.strip(),
                 )
             )
         return [results[i : i + len(prompts)] for i in range(0, rows, len(prompts))]
@@ -130,19 +142,45 @@ class Evaluator:
             prompt.relevant.tolist(),
         )
 
+    def timing(self, spec: PolicySpec, ref: SampleRef, tokens: int) -> Timing:
+        """What one sample's prompt and `tokens` forced tokens after it cost under a policy."""
+        prompt = self.prompt(ref)
+        return measure(self.model, torch.from_numpy(prompt.ids).long(), self._policy((spec,), [prompt]), tokens)
+
     def prompt(self, ref: SampleRef) -> Prompt:
         """The sample's token ids, from this process, from Redis, or made anew."""
         if ref in self._recent:
             self._recent.move_to_end(ref)
             return self._recent[ref]
         key = content_key(
-            "prompt", version=2, tokenizer=self._tokenizer_digest, tasks=self._tasks_digest, sample=list(ref)
+            "prompt",
+            version=3,
+            tokenizer=self._tokenizer_digest,
+            tasks=[self._tasks_digest, self.tasks.fingerprint(ref.task)],
+            prompt=[self._prompt_choices, self._chat],
+            sample=list(ref),
         )
-        packed = self.prompts.get_or_make(key, lambda: tokenise(self.tasks.sample(*ref), self.tokenizer).pack())
+        packed = self.prompts.get_or_make(key, lambda: self._tokenised(ref).pack())
         prompt = self._recent[ref] = Prompt.unpack(packed)
-        if len(self._recent) > 4096:
-            self._recent.popitem(last=False)
+        self._recent_tokens += len(prompt.ids)
+        while self._recent_tokens > RECENT_TOKENS and len(self._recent) > 1:
+            self._recent_tokens -= len(self._recent.popitem(last=False)[1].ids)
         return prompt
+
+    def prepare(self, samples: list[SampleRef]) -> int:
+        """Renders and tokenises the samples' prompts, which no other worker then has to; returns how many were new."""
+        misses = self.prompts.misses
+        for ref in samples:
+            self.prompt(ref)
+        return self.prompts.misses - misses
+
+    def _tokenised(self, ref: SampleRef) -> Prompt:
+        return tokenise(self.tasks.sample(*ref), self.tokenizer, self.config.prompt)
+
+    def _score(self, ref: SampleRef, prompt: Prompt, prediction: str) -> float:
+        if prompt.metric == OWN_METRIC:
+            return self.tasks.grade(*ref, prediction)
+        return score(prompt.metric, prediction, list(prompt.answers), prompt.classes or None)
 
     def _policy(self, specs: tuple[PolicySpec, ...], prompts: list[Prompt]) -> Policy | None:
         """The cache policy of a batch whose rows are specs x prompts; None is the stock full cache."""
@@ -156,17 +194,12 @@ class Evaluator:
         if name == "full":
             return None
         if name == "oracle":
+            if not all(len(p.relevant) for p in prompts):
+                raise ValueError(
+                    "oracle: these tasks do not say where their answers stand; leave it out of the policies"
+                )
             return Oracle([torch.from_numpy(p.relevant).long() for p in prompts], interval)
-        return named_policy(name)(budget=_budgets(specs[0].budget, prompts, interval), update_interval=interval)
-
-
-def named_policy(name: str) -> type:
-    """The dataclass in `namm_core.policies.<name>` that is called so. Raises ValueError for an unknown name."""
-    try:
-        module = importlib.import_module(f"namm_core.policies.{name}")
-        return next(v for k, v in vars(module).items() if k.lower() == name.lower() and isinstance(v, type))
-    except (ModuleNotFoundError, StopIteration):
-        raise ValueError(f"unknown policy {name!r}: it has no file in namm_core/policies") from None
+        return policies.named(name)(budget=_budgets(specs[0].budget, prompts, interval), update_interval=interval)
 
 
 def _budgets(fraction: float | None, prompts: list[Prompt], interval: int) -> torch.Tensor:

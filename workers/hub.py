@@ -60,6 +60,29 @@ def has(repository: str, commit: str, file: str) -> bool:
         return HfApi(token=_token()).file_exists(repository, file, revision=commit)
 
 
+def data(repository: str, revision: str | None, files: tuple[str, ...]) -> Path:
+    """Folder with those of a data set's files that it has. Raises ValueError, one line, that says what to download.
+
+    Where the Hub cannot be reached it is what the cache holds of that revision.
+    """
+    try:
+        folder = snapshot_download(
+            repository, repo_type="dataset", revision=revision, token=_token(), allow_patterns=list(files)
+        )
+    except Exception as error:  # as in `_one_line`
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        why = f"HTTP {status}" if status else str(cause).split("\n")[0] or type(cause).__name__
+        name = repository if revision is None else f"{repository} --revision {revision}"
+        wanted = " or ".join(files)
+        raise ValueError(
+            f"folder {repository} does not exist, and the Hub's data set of that name could not be fetched ({why}) "
+            f"nor is it in the cache: `hf download {name} --repo-type dataset` where there is a network, and bring "
+            f"{constants.HF_HUB_CACHE} to every node (HF_HOME moves it), or give a folder that holds {wanted}"
+        ) from None
+    return Path(folder)
+
+
 def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
     with _one_line(repository, revision):
         folder = snapshot_download(

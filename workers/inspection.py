@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from namm_core import MemoryCache, Namm
 from namm_core.policies.base import State, View
 from namm_core.sensitivity import own_derivatives
 from workers.evaluator import Evaluator
-from workers.tasks import Sample
+from workers.tasks.prompt import tokenise
 from workers.unit import SampleRef
 
 FACT, QUESTION, FILLER, RELEVANT, OTHER = "facts", "question", "filler", "relevant", "other"
@@ -75,7 +76,7 @@ def inspect(evaluator: Evaluator, namm: Namm, samples: list[SampleRef]) -> tuple
 
 
 def _read(evaluator: Evaluator, probe: Probe, ref: SampleRef) -> Reading:
-    prompt, tokenizer = evaluator.prompt(ref), evaluator.tokenizer
+    prompt = evaluator.prompt(ref)
     length = len(prompt.ids)
     with MemoryCache(evaluator.model, probe) as cache, torch.no_grad():
         ids = torch.from_numpy(prompt.ids).long()[None].to(evaluator.model.device)
@@ -87,29 +88,24 @@ def _read(evaluator: Evaluator, probe: Probe, ref: SampleRef) -> Reading:
             held[i, j, positions] = True
     relevant = np.zeros(length, bool)
     relevant[prompt.relevant] = True
-    sample = evaluator.tasks.sample(*ref)
-    offsets = tokenizer(sample.prompt, return_offsets_mapping=True)["offset_mapping"]
     return Reading(
         ref,
-        [tokenizer.decode([token]) for token in prompt.ids.tolist()],
-        kinds(sample, offsets, relevant),
+        [evaluator.tokenizer.decode([token]) for token in prompt.ids.tolist()],
+        _kinds(evaluator, ref, relevant),
         relevant,
         held,
         length - length % probe.update_interval,
     )
 
 
-def kinds(sample: Sample, offsets: list[tuple[int, int]], relevant: np.ndarray) -> list[str]:
-    """The kind of each token; offsets: its characters (start, end) in the prompt."""
+def _kinds(evaluator: Evaluator, ref: SampleRef, relevant: np.ndarray) -> list[str]:
+    """The kind of each token. Where a task knows its facts, the question is the prompt's last line."""
+    sample = evaluator.tasks.sample(*ref)
     if not sample.facts:
         return [RELEVANT if marked else OTHER for marked in relevant]
-    question = sample.prompt.rstrip().rfind("\n")  # the last line
-    found = []
-    for start, end in offsets:
-        if end > question >= 0:
-            found.append(QUESTION)
-        elif any(start < last and end > first for first, last in sample.facts):
-            found.append(FACT)
-        else:
-            found.append(FILLER)
-    return found
+    found = np.full(len(relevant), FILLER, dtype=object)
+    question = (sample.prompt.rstrip().rfind("\n"), len(sample.prompt))
+    for kind, spans in ((FACT, sample.facts), (QUESTION, (question,) if question[0] >= 0 else ())):
+        marked = dataclasses.replace(sample, relevant=spans)  # spans become tokens as those that matter do
+        found[tokenise(marked, evaluator.tokenizer, evaluator.config.prompt).relevant] = kind
+    return found.tolist()

@@ -7,24 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from namm_core.policies.base import State, View, top
+from namm_core.policies.base import Budgeted, State, View, newest, top
 
 
 @dataclass
-class H2O:
+class H2O(Budgeted):
     """Keeps the newest tokens and those with the most attention accumulated over all queries so far."""
 
-    budget: Tensor | int
-    """Tokens a head keeps at each update: one number, or (rows,)."""
-    update_interval: int = 512
-    """Tokens between two updates."""
     recent: float = 0.5
     """Share of the budget that goes to the newest tokens; the paper's is a half."""
     needs_attention = True
-    needs_queries = False
 
     def __post_init__(self) -> None:
-        self.rows = 1 if isinstance(self.budget, int) else len(self.budget)
+        super().__post_init__()
+        if not 0 <= self.recent <= 1:
+            raise ValueError(f"recent is a share of the budget, from 0 to 1, not {self.recent}")
 
     def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
         return {"received": torch.zeros(rows, heads, 1, 0, device=device)}
@@ -33,9 +30,6 @@ class H2O:
         return {"received": state["received"] + attention.sum(2, keepdim=True)}
 
     def keep(self, state: State, view: View) -> Tensor:
-        budget = self.budget
-        if not isinstance(budget, int):
-            budget = budget.to(view.row.device)[view.row]
-        window = torch.as_tensor(budget * self.recent, device=view.newest.device).floor()
-        recent = view.positions > (view.newest - window)[:, None, None]
-        return top(state["received"][:, :, 0].masked_fill(recent, torch.inf), view, self.budget)
+        tokens = self.tokens(view)
+        recent = newest(view, (tokens * self.recent).floor())
+        return top(state["received"][:, :, 0].masked_fill(recent, torch.inf), view, tokens)

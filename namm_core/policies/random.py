@@ -7,22 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from namm_core.policies.base import State, Stateless, View, top
+from namm_core.policies.base import Budgeted, State, View, top
 
 
 @dataclass
-class Random(Stateless):
+class Random(Budgeted):
     """Keeps `budget` tokens of each head by a fixed random rank of (seed, layer, head, position)."""
 
-    budget: Tensor | int
-    """Tokens a head keeps at each update: one number, or (rows,)."""
-    update_interval: int = 512
-    """Tokens between two updates."""
     seed: int = 0
     """Seed of the ranks."""
-
-    def __post_init__(self) -> None:
-        self.rows = 1 if isinstance(self.budget, int) else len(self.budget)
 
     def keep(self, state: State, view: View) -> Tensor:
         heads, longest = view.positions.shape[1], int(view.newest.max()) + 1
@@ -32,7 +25,7 @@ class Random(Stateless):
         for head in range(heads):
             ranks.append(_ranks(self.seed, view.layer, head, size))
         table = torch.stack(ranks).to(view.positions.device).expand(len(view.positions), -1, -1)
-        return top(table.gather(-1, view.positions.clamp(min=0)), view, self.budget)
+        return top(table.gather(-1, view.positions.clamp(min=0)), view, self.tokens(view))
 
 
 def _ranks(seed: int, layer: int, head: int, size: int) -> Tensor:

@@ -6,26 +6,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm_core.policies.base import State, Stateless, View
+from namm_core.policies.base import Budgeted, State, View, check_count, first, newest
 
 
 @dataclass
-class Streaming(Stateless):
+class Streaming(Budgeted):
     """Keeps the first `sinks` tokens and the newest ones, `budget` in all."""
 
-    budget: Tensor | int
-    """Tokens a head keeps at each update: one number, or (rows,)."""
-    update_interval: int = 512
-    """Tokens between two updates."""
     sinks: int = 4
-    """First tokens that always stay."""
+    """First tokens that always stay; fewer where the budget leaves no room for the newest beside them."""
 
     def __post_init__(self) -> None:
-        self.rows = 1 if isinstance(self.budget, int) else len(self.budget)
+        super().__post_init__()
+        check_count("sinks", self.sinks, least=0)
 
     def keep(self, state: State, view: View) -> Tensor:
-        budget = self.budget
-        if not isinstance(budget, int):
-            budget = budget.to(view.row.device)[view.row][:, None, None]
-        recent = view.positions > view.newest[:, None, None] - (budget - self.sinks)
-        return recent | (view.positions < self.sinks)
+        tokens = self.tokens(view)
+        sinks = (tokens - 1).clamp(max=self.sinks)
+        return first(view, sinks) | newest(view, tokens - sinks)

@@ -159,3 +159,17 @@ def test_the_full_cache_baseline_is_the_stock_model(model):
             logits = model(torch.cat([prompt, torch.tensor([3])])[None]).logits[0, -2:]
         expected = logits.log_softmax(-1).gather(-1, torch.tensor([[3], [9]])).mean()
         assert got.logprob == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_candidates_share_what_precedes_the_first_update(model):
+    """Three candidates on two samples of unequal length, computed together, answer as each does alone."""
+    theta, config = thetas(3), NammConfig(update_interval=32)
+    prompts, references = [tokens(1, 130)[0], tokens(1, 97, seed=2)[0]], [torch.tensor([3, 9])] * 2
+    with MemoryCache(model, Namm(config, theta.repeat_interleave(2, 0))) as cache:
+        together = answer(model, prompts * 3, references * 3, cache, max_new_tokens=6)
+    assert len({a.kept[1] for a in together}) > 3, "candidates should differ, or this shows nothing"
+    for row, got in enumerate(together):
+        with MemoryCache(model, Namm(config, theta[row // 2])) as cache:
+            alone = answer(model, [prompts[row % 2]], references[:1], cache, max_new_tokens=6)[0]
+        assert (got.tokens, got.kept) == (alone.tokens, alone.kept)
+        assert got.logprob == pytest.approx(alone.logprob, abs=2e-5)

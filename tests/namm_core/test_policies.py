@@ -1,32 +1,43 @@
-"""One matrix of all policies: a new one inherits every test by being named here."""
+"""One matrix of all policies: a new file in `namm_core/policies` inherits every test."""
 
 from __future__ import annotations
 
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
 import pytest
+import reference_policies as reference
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from namm_core import MemoryCache, Namm, NammConfig
-from namm_core.policies import H2O, L2, Full, Oracle, Random, Streaming
+from namm_core import MemoryCache, Namm, NammConfig, policies
+from namm_core.policies import H2O, L2, Budgeted, ExpectedAttention, Full, Oracle, Random, SnapKV
 
 INTERVAL, TOKENS = 32, 150
 
 
-def scattered_namm() -> Namm:
-    theta = torch.randn(4172, generator=torch.Generator().manual_seed(3)) * 0.1
-    return Namm(NammConfig(update_interval=INTERVAL), theta)
+def scattered_namm(scorer: str, interval: int = INTERVAL) -> Namm:
+    config = NammConfig(update_interval=interval, scorer=scorer)
+    size = Namm(config).num_parameters
+    return Namm(config, torch.randn(size, generator=torch.Generator().manual_seed(3)) * 0.1)
 
 
+BUDGETED = [name for name in policies.names() if issubclass(policies.named(name), Budgeted)]
 POLICIES = {
-    "full": lambda: Full(INTERVAL),
-    "namm": scattered_namm,
-    "h2o": lambda: H2O(20, INTERVAL),
-    "l2": lambda: L2(20, INTERVAL),
-    "streaming": lambda: Streaming(20, INTERVAL),
-    "random": lambda: Random(20, INTERVAL),
-    "oracle": lambda: Oracle([torch.tensor([5, 17, 60])], INTERVAL),
+    "namm": partial(scattered_namm, "bam"),
+    "namm-mlp": partial(scattered_namm, "mlp"),
+    "oracle": lambda interval=INTERVAL: Oracle([torch.tensor([5, 17, 60])], interval),
+    **{name: lambda interval=INTERVAL, name=name: policies.named(name)(20, interval) for name in BUDGETED},
+    "snapkv-avg": lambda interval=INTERVAL: SnapKV(20, interval, window=8, pooling="avg"),
+    "expected_attention-0.3": lambda interval=INTERVAL: ExpectedAttention(0.3, interval),
 }
-BUDGETED = ("h2o", "l2", "streaming", "random")
+for name in policies.names():  # those of neither kind need no more than an interval
+    POLICIES.setdefault(name, lambda interval=INTERVAL, name=name: policies.named(name)(update_interval=interval))
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +78,21 @@ def test_one_call_equals_pieces(model, prompt, name):
             model(piece, past_key_values=cache)
         pieces = model.generate(prompt, past_key_values=cache, max_new_tokens=12, do_sample=False)
     assert torch.equal(whole, pieces)
+
+
+@pytest.mark.parametrize("interval", [1, 7, 24])
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_interval_and_any_pieces(model, prompt, name, interval):
+    """Positions held after a prompt, however it was cut: at once, token by token, or in pieces across updates."""
+    if name.startswith("namm"):
+        interval = 16 * -(-interval // 16)  # of whole hops
+    tokens, held = prompt[:, :64], []
+    for size in (64, 1, 37):
+        with MemoryCache(model, POLICIES[name](interval)) as cache, torch.no_grad():
+            for piece in tokens.split(size, dim=1):
+                model(piece, past_key_values=cache)
+        held.append([[h.tolist() for h in cache.kept_positions(layer)[0]] for layer in range(2)])
+    assert held[0] == held[1] == held[2]
 
 
 @pytest.mark.parametrize("name", [n for n in POLICIES if n != "oracle"])
@@ -110,11 +136,159 @@ def test_budget_is_met_exactly(model, prompt, name):
 
 @pytest.mark.parametrize("name", BUDGETED)
 def test_rows_have_budgets_of_their_own(model, prompt, name):
-    policy = type(POLICIES[name]())(torch.tensor([10, 40]), INTERVAL)
-    with MemoryCache(model, policy) as cache, torch.no_grad():
-        model(prompt[:, : 4 * INTERVAL].expand(2, -1), past_key_values=cache)
-    assert cache.kept_counts()[:, 0].unique().tolist() == [10]
-    assert cache.kept_counts()[:, 1].unique().tolist() == [40]
+    """In tokens or as fractions; a row holds what it holds alone."""
+    tokens = prompt[:, : 4 * INTERVAL]
+    for budgets, expected in ([10, 40], [10, 40]), ([0.25, 0.5], [32, 64]):
+        policy = policies.named(name)(torch.tensor(budgets), INTERVAL)
+        with MemoryCache(model, policy) as cache, torch.no_grad():
+            model(tokens.expand(2, -1), past_key_values=cache)
+        for row in range(2):
+            assert cache.kept_counts()[:, row].unique().tolist() == expected[row : row + 1]
+            with MemoryCache(model, policies.named(name)(budgets[row], INTERVAL)) as alone, torch.no_grad():
+                model(tokens, past_key_values=alone)
+            for layer in range(2):
+                both = zip(cache.kept_positions(layer)[row], alone.kept_positions(layer)[0], strict=True)
+                assert all(torch.equal(a, b) for a, b in both)
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+def test_a_fraction_is_of_what_the_row_has_seen(model, prompt, name):
+    """Rows of unequal length, in one batch: 0.4 of 32, 64, 96 or 128 tokens, and the tail since."""
+    lengths = (TOKENS, 70, 33)
+    batch = torch.zeros(3, TOKENS, dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        batch[row, TOKENS - length :] = prompt[0, :length]
+    with MemoryCache(model, policies.named(name)(0.4, INTERVAL)) as cache, torch.no_grad():
+        model(batch, attention_mask=(batch > 0).long(), past_key_values=cache)
+    for row, expected in enumerate((51 + 22, 26 + 6, 13 + 1)):
+        assert (cache.kept_counts()[:, row] == expected).all()
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+@pytest.mark.parametrize("budget", [1, 2, 5])
+def test_a_budget_below_sinks_or_window_is_met_too(model, prompt, name, budget):
+    with MemoryCache(model, policies.named(name)(budget, INTERVAL)) as cache, torch.no_grad():
+        model(prompt[:, : 2 * INTERVAL], past_key_values=cache)
+    assert (cache.kept_counts() == budget).all()
+    assert all(int(head[-1]) == 2 * INTERVAL - 1 for layer in range(2) for head in cache.kept_positions(layer)[0])
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+def test_all_of_it_is_the_full_cache(model, prompt, name):
+    found, _ = generate(model, prompt, policies.named(name)(1.0, INTERVAL))
+    assert torch.equal(found, model.generate(prompt, do_sample=False, max_new_tokens=12))
+
+
+@pytest.mark.parametrize(
+    "budget, message",
+    [
+        (0, "at least 1, not 0"),
+        (-3, "at least 1, not -3"),
+        (True, "not True"),
+        ("20", "not '20'"),
+        (0.0, "above 0 and at most at 1, not 0.0"),
+        (20.0, "not 20.0 .tokens are an int"),
+        (float("nan"), "not nan"),
+        (torch.tensor([5, 0]), "at least 1, not 0"),
+        (torch.tensor([0.5, 1.5]), "not 1.5"),
+        (torch.tensor([True]), "not torch.bool"),
+        (torch.tensor(5), "shape .rows,., not"),
+    ],
+)
+@pytest.mark.parametrize("name", BUDGETED)
+def test_what_is_no_budget_is_refused(name, budget, message):
+    with pytest.raises(ValueError, match=message):
+        policies.named(name)(budget)
+
+
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        ("h2o", {"recent": 1.5}),
+        ("streaming", {"sinks": -1}),
+        ("snapkv", {"window": 0}),
+        ("snapkv", {"kernel": 4}),
+        ("snapkv", {"pooling": "sum"}),
+        ("expected_attention", {"future": 0}),
+        ("expected_attention", {"epsilon": -0.1}),
+        ("l2", {"update_interval": 0}),
+    ],
+)
+def test_numbers_out_of_range_are_refused(name, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        policies.named(name)(20, **wrong)
+
+
+def test_policies_are_found_by_their_files():
+    assert {"full", "h2o", "tova", "snapkv", "keydiff", "expected_attention", "random"} <= set(policies.names())
+    assert policies.named("expected_attention") is ExpectedAttention and policies.named("h2o") is H2O
+    with pytest.raises(ValueError, match="unknown policy 'snapvk'; did you mean 'snapkv'. Known: expected_attention"):
+        policies.named("snapvk")
+    with pytest.raises(ValueError, match="unknown policy 'base'"):
+        policies.named("base")
+    with pytest.raises(ImportError, match="cannot import name 'h2O'"):
+        from namm_core.policies import h2O  # noqa: F401
+
+
+def test_a_policy_is_added_by_writing_its_file(tmp_path):
+    """In a copy of the package, where nothing else is touched; names are listed without torch."""
+    shutil.copytree(Path(policies.__file__).parents[1], tmp_path / "namm_core")
+    (tmp_path / "namm_core" / "policies" / "odd_ones.py").write_text(
+        "from namm_core.policies.base import Stateless\n"
+        "class OddOnes(Stateless):\n"
+        "    def keep(self, state, view):\n"
+        "        return view.positions % 2 == 1\n"
+    )
+    (tmp_path / "use.py").write_text(
+        "import sys\n"
+        "from namm_core import policies\n"
+        "assert 'odd_ones' in policies.names() and 'torch' not in sys.modules\n"
+        "from namm_core.policies import OddOnes\n"
+        "assert policies.named('odd_ones') is OddOnes\n"
+    )
+    subprocess.run([sys.executable, "use.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, check=True)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_half_precision(model, prompt, name):
+    """A cache in bfloat16 is forgotten from as any other: finite logits, and no more held than in float32."""
+    half, tokens = copy.deepcopy(model).bfloat16(), prompt[:, : 2 * INTERVAL]
+    with MemoryCache(half, POLICIES[name]()) as cache, torch.no_grad():
+        logits = half(tokens, past_key_values=cache).logits
+    assert logits.isfinite().all()
+    if not name.startswith("namm"):
+        with MemoryCache(model, POLICIES[name]()) as single, torch.no_grad():
+            model(tokens, past_key_values=single)
+        assert torch.equal(cache.kept_counts(), single.kept_counts())
+
+
+ORACLES = {
+    "h2o": (partial(H2O, 20), partial(reference.h2o, tokens=20)),
+    "tova": (partial(policies.named("tova"), 20), partial(reference.tova, tokens=20)),
+    "snapkv": (partial(SnapKV, 20, window=8), partial(reference.snapkv, tokens=20, window=8, pooling="max")),
+    "snapkv-avg": (
+        partial(SnapKV, 20, window=8, pooling="avg"),
+        partial(reference.snapkv, tokens=20, window=8, pooling="avg"),
+    ),
+    "snapkv-wide": (partial(SnapKV, 45), partial(reference.snapkv, tokens=45, window=32, pooling="max")),
+    "keydiff": (partial(policies.named("keydiff"), 20), partial(reference.keydiff, tokens=20)),
+    "expected_attention": (partial(ExpectedAttention, 20), partial(reference.expected_attention, tokens=20)),
+}
+
+
+@pytest.mark.parametrize("interval", [16, INTERVAL])
+@pytest.mark.parametrize("name", ORACLES)
+def test_positions_kept_are_those_of_the_formulas(model, prompt, name, interval):
+    """Over several updates, from the whole text's attention, keys, values and unrotated queries."""
+    make, decide = ORACLES[name]
+    text = prompt[0, : 4 * INTERVAL]
+    expected = reference.run(model, text, interval, decide)
+    with MemoryCache(model, make(update_interval=interval)) as cache, torch.no_grad():
+        for piece in text.split(27):
+            model(piece[None], past_key_values=cache)
+    for layer in range(2):
+        for head in range(2):
+            assert cache.kept_positions(layer)[0][head].tolist() == expected[layer][head].tolist()
 
 
 def test_what_the_baselines_keep(model, prompt):
@@ -131,7 +305,7 @@ def test_what_the_baselines_keep(model, prompt):
         model(prompt[:, :INTERVAL], past_key_values=full)
     with MemoryCache(model, L2(20, INTERVAL)) as cache, torch.no_grad():
         model(prompt[:, :INTERVAL], past_key_values=cache)
-    norms = full.layers[0].keys[0, 1, :-1].norm(dim=-1)
+    norms = full.layers[0].held.keys[0, 1, :-1].norm(dim=-1)
     expected = sorted(norms.argsort()[:19].tolist()) + [INTERVAL - 1]  # the newest always stays
     assert cache.kept_positions(0)[0][1].tolist() == expected
 

@@ -41,6 +41,23 @@ def test_bad_settings(namm, job_file, tmp_path, changes, message):
     assert message in refused(namm("evolve", job_file(**changes)), tmp_path)
 
 
+def test_more_than_a_benchmark_has(namm, job_file, tmp_path):
+    """A fixed list of samples ends, and does not say where its answers stand."""
+    record = {"question": "Where is Anna?", "answers": ["Paris"], "metric": "exact_match", "max_new_tokens": 1}
+    lines = (json.dumps({"context": f"Text: Anna:Paris. {n}", **record}) + "\n" for n in range(40))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "own.jsonl").write_text("".join(lines))
+    job = {"tasks": {"source": "jsonl", "path": str(tmp_path / "data")}, "train": ["own"], "heldout": []}
+    policies = ["full", "namm"]
+    line = refused(namm("evolve", job_file(**job, evaluation={"samples": 41, "policies": policies})), tmp_path)
+    assert "evaluation.samples asks for more heldout samples than the" in line and "that own has" in line
+    line = refused(namm("evolve", job_file(**job, validation={"samples": 41})), tmp_path)
+    assert "oracle needs tasks that say where their answers stand" in line
+    few = {"evaluation": {"samples": 2, "policies": policies}}
+    line = refused(namm("evolve", job_file(**job, **few, validation={"samples": 41})), tmp_path)
+    assert "validation.samples asks for more validation samples than the" in line
+
+
 def test_addresses_where_nothing_answers(namm, job_file, tmp_path):
     with socket.socket() as held:  # bound, not listening: nothing else can answer there
         held.bind(("127.0.0.1", 0))

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig, bam
+from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig, scorer
 from namm_core.policies.base import View
 from namm_core.sensitivity import BLOCK, own_derivatives
-from workers.config import EvaluatorConfig, ModelConfig
+from workers.config import EvaluatorConfig, ModelConfig, PromptConfig
 from workers.evaluator import Evaluator
-from workers.inspection import inspect, kinds
-from workers.tasks import Sample
+from workers.inspection import inspect
 from workers.unit import PolicySpec, SampleRef
 
 TASKS = {"source": "recall", "tokens": 100, "facts": 4, "topic_words": 6, "kinds": ["residence", "topic"]}
@@ -55,8 +54,16 @@ def test_kinds_are_facts_question_and_filler(seen):
         assert kind == ("question" if last_line else "facts" if fact else "filler"), (i, token)
     assert residence.kinds.count("facts") == 2 * TASKS["facts"]
     assert topic.kinds.count("facts") >= 3 * TASKS["topic_words"]  # whole sentences
-    unknown = Sample("task", "heldout", 0, "ab", ("x",), ((0, 1),))
-    assert kinds(unknown, [(0, 1), (1, 2)], np.array([True, False])) == ["relevant", "other"]
+
+
+def test_kinds_follow_the_tokens_of_a_prompt_that_is_cut(small_model):
+    """As in `middle_truncated`: the first and the last 40 tokens stay."""
+    prompt = PromptConfig(max_tokens=80)
+    config = EvaluatorConfig(ModelConfig(str(small_model)), TASKS, NammConfig(update_interval=32), prompt=prompt)
+    (reading,), _ = inspect(Evaluator(config), Namm(NammConfig(update_interval=32)), REFS[:1])
+    assert len(reading.tokens) == len(reading.kinds) == 80
+    assert all((":" in t) <= (k == "facts") for t, k in zip(reading.tokens[1:], reading.kinds[1:], strict=True))
+    assert reading.kinds[-3:] == ["question"] * 3 and "facts" in reading.kinds
 
 
 class Recorder(Namm):
@@ -74,7 +81,7 @@ class Recorder(Namm):
 def test_sensitivity_is_the_mean_of_derivatives_taken_one_by_one(evaluator, namm, seen):
     """Each score alone, through the real scorer; its derivative by its own features; absolute values, averaged."""
     recorder = Recorder(namm)
-    weights = bam.unpack(namm.config, namm.theta[None])
+    weights = scorer.unpack(namm.config, namm.theta[None])
     for ref in REFS:
         with MemoryCache(evaluator.model, recorder) as cache, torch.no_grad():
             evaluator.model(torch.from_numpy(evaluator.prompt(ref).ids).long()[None], past_key_values=cache)
@@ -82,7 +89,7 @@ def test_sensitivity_is_the_mean_of_derivatives_taken_one_by_one(evaluator, namm
     for layer, embeddings in recorder.shown:
         for head in embeddings[0]:  # columns of heads that hold fewer are padding: their features are those of no token
             x = head[None, None].flip(2).clone().requires_grad_()
-            scores = bam.score(weights, x)[0, 0]
+            scores = scorer.score(namm.config, weights, x)[0, 0]
             for i in range(1, len(scores)):
                 own = torch.autograd.grad(scores[i], x, retain_graph=True)[0][0, 0, i]
                 if _is_token(namm, head.flip(0)[i]):
@@ -98,10 +105,11 @@ def _is_token(namm: Namm, embedding: torch.Tensor) -> bool:
     return not torch.allclose(embedding[8:], nothing, atol=1e-7)
 
 
-@pytest.mark.parametrize("tokens", [40, BLOCK + 30])
-def test_own_derivatives_against_finite_differences(tokens):
+@pytest.mark.parametrize(("scorer_name", "tokens"), [("bam", 40), ("bam", BLOCK + 30), ("mlp", 40)])
+def test_own_derivatives_against_finite_differences(scorer_name, tokens):
     random = torch.Generator().manual_seed(2)
-    namm = Namm(NammConfig(), torch.randn(4172, generator=random) * 0.2)
+    config = NammConfig(scorer=scorer_name)
+    namm = Namm(config, torch.randn(scorer.num_parameters(config), generator=random) * 0.2)
     state = {"average": torch.rand(1, 2, 17, tokens, generator=random)}
     positions = torch.arange(tokens)[None, None].expand(1, 2, -1) * 3
     newest, row, due = (
@@ -111,13 +119,13 @@ def test_own_derivatives_against_finite_differences(tokens):
     )
     view = View(positions, state["average"], state["average"], newest, row, due, 0)
     found = own_derivatives(namm, state, view)
-    weights = {name: w.double() for name, w in bam.unpack(namm.config, namm.theta[None]).items()}
+    weights = {name: w.double() for name, w in scorer.unpack(namm.config, namm.theta[None]).items()}
     embeddings = namm.embeddings(state, view).double()
 
     def score(head: int, i: int, feature: int, step: float) -> float:
         moved = embeddings.clone()
         moved[0, head, i, feature] += step
-        return float(bam.score(weights, moved.flip(2)).flip(2)[0, head, i])
+        return float(scorer.score(namm.config, weights, moved.flip(2)).flip(2)[0, head, i])
 
     for head, i, feature in [(0, 0, 0), (1, 5, 7), (0, tokens - 1, 8), (1, tokens - 1, 24), (0, tokens // 2, 12)]:
         slope = (score(head, i, feature, 1e-4) - score(head, i, feature, -1e-4)) / 2e-4

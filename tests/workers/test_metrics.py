@@ -20,6 +20,7 @@ LONGBENCH = (
     "count_score",
     "code_sim_score",
 )
+OTHERS = ("qa_f1_ja_score", "rouge_ja_score", "string_match_all", "string_match_part")
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +30,12 @@ def recorded(golden):
 
 @pytest.fixture
 def libraries():
-    for name in ("rouge", "jieba"):
+    for name in ("rouge", "jieba", "fugashi"):
         pytest.importorskip(name, reason=f'{name} is not installed: pip install "namm[benchmarks]"')
 
 
 def test_every_recorded_metric_is_here(recorded):
-    assert set(recorded["metrics"]) == set(LONGBENCH) == set(METRICS) - {"exact_match"}
+    assert set(recorded["metrics"]) == set(LONGBENCH) == set(METRICS) - {"exact_match", *OTHERS}
 
 
 @pytest.mark.parametrize("metric", LONGBENCH)
@@ -108,3 +109,18 @@ def test_a_missing_library_names_its_extra(metric, library):
     )
     done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f'{metric} needs {library}: pip install "namm[benchmarks]"'
+
+
+def test_japanese_words_are_mecabs(libraries):
+    """By hand from its cut of both: 東京 / に / あり / ます against 東京 / です."""
+    assert score("qa_f1_ja_score", "東京にあります。", ["東京です"]) == pytest.approx(2 / 6)
+    assert score("qa_f1_ja_score", "「東京」 です", ["大阪", "東京です。"]) == 1.0
+    assert score("rouge_ja_score", "日本の首都は東京", ["日本の首都は東京"]) == pytest.approx(1.0, abs=1e-6)
+    # 日本 の 首都 against 首都 の 日本: one word in order, of three
+    assert score("rouge_ja_score", "日本の首都", ["首都の日本"]) == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_ruler_counts_the_references_that_are_found():
+    assert score("string_match_all", "They are 12 and 34.", ["12", "34", "56", "X"]) == pytest.approx(1 / 2)
+    assert score("string_match_part", "PARIS, I think", ["Rome", "Paris"]) == 1.0
+    assert score("string_match_part", "Athens", ["Rome", "Paris"]) == 0.0

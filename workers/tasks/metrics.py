@@ -1,10 +1,12 @@
-"""LongBench's metrics and exact match: a prediction and its references in, a score from 0 to 1 out.
+"""LongBench's metrics, ChouBun's, RULER's and exact match: a prediction and references in, a score from 0 to 1 out.
 
 Knows nothing of prompts, models, or which task uses which metric. The libraries of the extra `benchmarks` are
 imported by the metrics that need them, when they first do.
 
-Source: THUDM/LongBench (Bai et al., *LongBench: A Bilingual, Multitask Benchmark for Long Context
-Understanding*, arXiv 2308.14508), whose numbers these functions give, oddities included.
+Sources: THUDM/LongBench (Bai et al., *LongBench: A Bilingual, Multitask Benchmark for Long Context Understanding*,
+arXiv 2308.14508), whose numbers these functions give, oddities included. ChouBun (arXiv 2410.13166): LongBench's QA F1
+and ROUGE-L over the words that MeCab finds (`fugashi`, `-Owakati`); what it does with punctuation is taken to be what
+LongBench does in Chinese. NVIDIA/RULER (arXiv 2404.06654): references found in the prediction.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import string
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from types import ModuleType
 
 CHINESE_PUNCTUATION = (
@@ -28,6 +31,7 @@ CHINESE_PUNCTUATION = (
 def score(metric: str, prediction: str, references: Sequence[str], all_classes: Sequence[str] | None = None) -> float:
     """Score of `prediction`, 0 to 1: the best over `references` by the metric of that name in `METRICS`.
 
+    The mean over them where the metric is in `MEANS`.
     `all_classes`: the names of all classes; `classification_score` needs them.
     Raises ValueError for an unknown metric, where there is no reference, and where the metric needs a library
     that is not installed.
@@ -37,7 +41,8 @@ def score(metric: str, prediction: str, references: Sequence[str], all_classes: 
         raise ValueError(f"unknown metric {metric!r}; the nearest is {near!r}")
     if isinstance(references, str) or not references:
         raise ValueError(f"{metric}: references must be a list of one or more texts, not {references!r}")
-    return max(METRICS[metric](prediction, reference, all_classes) for reference in references)
+    scores = [METRICS[metric](prediction, reference, all_classes) for reference in references]
+    return sum(scores) / len(scores) if metric in MEANS else max(scores)
 
 
 def exact_match(prediction: str, reference: str) -> float:
@@ -53,6 +58,11 @@ def qa_f1_score(prediction: str, reference: str) -> float:
 def qa_f1_zh_score(prediction: str, reference: str) -> float:
     """F1 of Chinese words as `jieba` cuts them, without case, punctuation and space."""
     return _f1(_chinese_words(prediction), _chinese_words(reference))
+
+
+def qa_f1_ja_score(prediction: str, reference: str) -> float:
+    """F1 of Japanese words as MeCab cuts them, without case, punctuation and space."""
+    return _f1(_japanese_words(prediction), _japanese_words(reference))
 
 
 def rouge_score(prediction: str, reference: str) -> float:
@@ -73,6 +83,11 @@ def rouge_score(prediction: str, reference: str) -> float:
 def rouge_zh_score(prediction: str, reference: str) -> float:
     """ROUGE-L F1 of Chinese words as `jieba` cuts them."""
     return rouge_score(*(" ".join(_cut(text, "rouge_zh_score")) for text in (prediction, reference)))
+
+
+def rouge_ja_score(prediction: str, reference: str) -> float:
+    """ROUGE-L F1 of Japanese words as MeCab cuts them."""
+    return rouge_score(*(" ".join(_cut_japanese(text, "rouge_ja_score")) for text in (prediction, reference)))
 
 
 def classification_score(prediction: str, reference: str, all_classes: Sequence[str]) -> float:
@@ -112,6 +127,11 @@ def code_sim_score(prediction: str, reference: str) -> float:
     return round(100 * difflib.SequenceMatcher(None, line, reference).ratio()) / 100
 
 
+def string_match(prediction: str, reference: str) -> float:
+    """1 where the prediction holds the reference, whatever its case."""
+    return float(reference.lower() in prediction.lower())
+
+
 def _plain(metric: Callable[[str, str], float]) -> Callable[[str, str, Sequence[str] | None], float]:
     return lambda prediction, reference, all_classes: metric(prediction, reference)
 
@@ -133,7 +153,13 @@ METRICS: dict[str, Callable[[str, str, Sequence[str] | None], float]] = {
     "retrieval_zh_score": _plain(retrieval_zh_score),
     "count_score": _plain(count_score),
     "code_sim_score": _plain(code_sim_score),
+    "qa_f1_ja_score": _plain(qa_f1_ja_score),
+    "rouge_ja_score": _plain(rouge_ja_score),
+    "string_match_all": _plain(string_match),
+    "string_match_part": _plain(string_match),
 }
+MEANS = ("string_match_all",)
+"""Metrics that want all references, not any of them."""
 
 
 def _library(name: str, metric: str) -> ModuleType:
@@ -149,15 +175,36 @@ def _cut(text: str, metric: str) -> list[str]:
     return jieba.lcut(text, cut_all=False)
 
 
+@lru_cache(maxsize=2)
+def _mecab(metric: str):
+    try:
+        return _library("fugashi", metric).Tagger("-Owakati")
+    except RuntimeError as error:  # it has no dictionary of its own
+        raise ValueError(f'{metric} needs a dictionary of Japanese: pip install "namm[benchmarks]"') from error
+
+
+def _cut_japanese(text: str, metric: str) -> list[str]:
+    return _mecab(metric).parse(text).split()
+
+
 def _english_words(text: str) -> list[str]:
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
 def _chinese_words(text: str) -> list[str]:
+    return _bare(_cut(text, "qa_f1_zh_score"))
+
+
+def _japanese_words(text: str) -> list[str]:
+    return _bare(_cut_japanese(text, "qa_f1_ja_score"))
+
+
+def _bare(cut: list[str]) -> list[str]:
+    """Words without case, punctuation and space; those of which nothing is left are left out."""
     punctuation = set(string.punctuation + CHINESE_PUNCTUATION)
     words = []
-    for word in _cut(text, "qa_f1_zh_score"):
+    for word in cut:
         letters = "".join(character for character in word.lower() if character not in punctuation)
         words.append("".join(letters.split()))
     return [word for word in words if word]

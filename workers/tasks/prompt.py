@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from workers.config import PromptConfig
 from workers.tasks import Sample
 
 
@@ -24,13 +25,17 @@ class Prompt:
     answers: tuple[str, ...]
     """All answers that count as right."""
     metric: str
-    """A name in `workers.tasks.metrics`."""
+    """A name in `workers.tasks.metrics`, or `OWN_METRIC`."""
     max_new_tokens: int
     """Most tokens of an answer."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer."""
+    classes: tuple[str, ...] = ()
+    """Names of all classes, for `classification_score`."""
 
     def pack(self) -> np.ndarray:
         """One int32 array: lengths, then ids, reference, relevant positions and the rest as UTF-8 bytes."""
-        rest = json.dumps([self.answers, self.metric, self.max_new_tokens]).encode()
+        rest = json.dumps([self.answers, self.metric, self.max_new_tokens, self.stop, self.classes]).encode()
         parts = [self.ids, self.reference, self.relevant, np.frombuffer(rest, np.uint8)]
         return np.concatenate([[len(part) for part in parts], *parts]).astype(np.int32)
 
@@ -38,23 +43,83 @@ class Prompt:
     def unpack(cls, packed: np.ndarray) -> Prompt:
         """Undoes `pack`."""
         ids, reference, relevant, rest = np.split(packed[4:], np.cumsum(packed[:3]))
-        answers, metric, limit = json.loads(rest.astype(np.uint8).tobytes())
-        return cls(ids, reference, relevant, tuple(answers), metric, limit)
+        answers, metric, limit, stop, classes = json.loads(rest.astype(np.uint8).tobytes())
+        return cls(ids, reference, relevant, tuple(answers), metric, limit, tuple(stop), tuple(classes))
 
 
-def tokenise(sample: Sample, tokenizer: Tokenizer) -> Prompt:
-    """Tokenises a sample; character spans become token positions by the tokenizer's offsets."""
-    encoded = tokenizer(sample.prompt, return_offsets_mapping=True)
-    relevant = np.zeros(len(encoded["input_ids"]), dtype=bool)
-    starts, ends = np.array(encoded["offset_mapping"]).T
-    for start, end in sample.relevant:
-        relevant |= (starts < end) & (ends > start)
-    reference = tokenizer(sample.completion, add_special_tokens=False)["input_ids"]
+def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None = None) -> Prompt:
+    """Tokenises a sample; character spans become token positions by the tokenizer's offsets.
+
+    Raises ValueError where the tokenizer lacks the chat template or the opening token that `config` asks for.
+    """
+    config = config or PromptConfig()
+    text, shift, templated = sample.prompt, 0, config.chat_template and sample.chat
+    if templated:
+        text, shift = _templated(sample.prompt, tokenizer)
+    # A template writes the special tokens itself.
+    special = config.bos == "auto" and not templated
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+    ids = np.array(encoded["input_ids"], np.int32)
+    offsets = np.array(encoded["offset_mapping"]).reshape(-1, 2)
+    if config.bos != "auto":
+        ids, offsets = _opened(ids, offsets, tokenizer, config.bos)
+    relevant = np.zeros(len(ids), dtype=bool)
+    starts, ends = offsets.T
+    body = shift + len(sample.prompt) - len(sample.prompt.lstrip()) if templated else 0
+    for first, last in sample.relevant:
+        relevant |= (starts < last + shift) & (ends > max(first + shift, body))
+    kept = middle_truncated(len(ids), config.max_tokens)
+    completion = sample.answers[0] if templated else sample.completion
+    reference = tokenizer(completion, add_special_tokens=False)["input_ids"]
     return Prompt(
-        np.array(encoded["input_ids"], np.int32),
+        ids[kept],
         np.array(reference, np.int32),
-        np.flatnonzero(relevant).astype(np.int32),
+        np.flatnonzero(relevant[kept]).astype(np.int32),
         sample.answers,
         sample.metric,
         sample.max_new_tokens or len(reference),
+        sample.stop,
+        sample.classes,
     )
+
+
+def middle_truncated(tokens: int, most: int | None) -> np.ndarray:
+    """Places of the tokens that stay: all, or the first and the last `most // 2` of them, as LongBench cuts.
+
+    LongBench turns both halves into text and tokenises that anew, which may give more tokens than asked for; here
+    they stay as they are.
+    """
+    places = np.arange(tokens)
+    if most is None or tokens <= most:
+        return places
+    return np.concatenate([places[: most // 2], places[-(most // 2) :]])
+
+
+def cut(text: str, stop: tuple[str, ...]) -> str:
+    """An answer up to its first stop text. Line breaks in front of it are no end: LongBench drops them first."""
+    if "\n" in stop:
+        text = text.lstrip("\n")
+    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]
+
+
+def _templated(prompt: str, tokenizer: Tokenizer) -> tuple[str, int]:
+    """The prompt as a user's turn, up to where the model answers, and how far the prompt's characters have moved."""
+    if not tokenizer.chat_template:
+        raise ValueError("prompt.chat_template is on, but the model's tokenizer has no chat template: turn it off")
+    turn = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    # many templates strip what they are given
+    return text, text.find(prompt.strip()) - (len(prompt) - len(prompt.lstrip()))
+
+
+def _opened(ids: np.ndarray, offsets: np.ndarray, tokenizer: Tokenizer, bos: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens with or without the opening one, whatever a template wrote."""
+    opening = tokenizer.bos_token_id
+    if opening is None:
+        if bos == "always":
+            raise ValueError("prompt.bos is always, but the model's tokenizer has no token that opens a text: set auto")
+        return ids, offsets
+    opened = len(ids) > 0 and ids[0] == opening
+    if bos == "always" and not opened:
+        return np.append(np.int32(opening), ids).astype(np.int32), np.vstack([[0, 0], offsets])
+    return (ids[1:], offsets[1:]) if bos == "never" and opened else (ids, offsets)

@@ -242,6 +242,8 @@ def compose(rng: random.Random, drafts: list[Draft], tokens: int) -> Page:
 class RecallTasks:
     """The recall tasks of one configuration (a `TaskSet`)."""
 
+    locates = True
+
     def __init__(self, config: RecallConfig):
         """Raises ValueError for an unknown kind or a density out of its range."""
         for kind in config.kinds:
@@ -272,6 +274,14 @@ class RecallTasks:
             sample = self._draw(rng, task, split, index)
             if hashlib.sha256(sample.prompt.encode()).digest()[0] % len(SPLITS) == SPLITS.index(split):
                 return sample
+
+    def size(self, task: str, split: str) -> int | None:
+        """None: there are as many samples as anyone asks for."""
+        return None
+
+    def fingerprint(self, task: str) -> str:
+        """Empty: the configuration decides all."""
+        return ""
 
     def _draw(self, rng: random.Random, task: str, split: str, index: int) -> Sample:
         draft = KINDS[task](rng, self.config)

@@ -1,0 +1,39 @@
+"""TOVA (Oren et al., arXiv 2401.06104): the newest query alone says what the next ones will look at.
+
+The paper drops one token at each step, as soon as the cache is over its size. Here what is too much goes at each
+update, by the attention of the query right before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from namm_core.policies.base import Budgeted, State, View, top
+
+
+@dataclass
+class TOVA(Budgeted):
+    """Keeps the tokens with the most attention of the newest query, mean over the layer's heads: the same in all.
+
+    The newest token stays too, as everywhere here; the paper does not force it.
+    """
+
+    needs_attention = True
+
+    def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
+        return {"last": torch.zeros(rows, heads, 1, 0, device=device)}
+
+    def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
+        last = attention[:, :, -1:].clone()  # never a view of the whole block
+        if 0 in counts:  # a row without a token in this block keeps what its last query said
+            idle = torch.tensor([count == 0 for count in counts], device=attention.device)
+            last = torch.where(idle[:, None, None, None], state["last"], last)
+        return {"last": last}
+
+    def keep(self, state: State, view: View) -> Tensor:
+        # Query groups are of one size, so the mean of their means is the mean over all query heads.
+        scores = state["last"][:, :, 0].mean(1, keepdim=True).expand_as(view.positions)
+        return top(scores, view, self.tokens(view))

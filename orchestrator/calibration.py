@@ -1,0 +1,87 @@
+"""Which shift of a NAMM's threshold keeps which fraction: a search on a curve that is costly to look at.
+
+Looks are shared among the fractions that are wanted. Knows nothing of NAMMs, samples or workers: only that a larger
+shift keeps less.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+
+TOLERANCE = 0.005
+"""Distance from a wanted fraction that is near enough."""
+LOOKS = 8
+"""Most looks at the curve for one fraction; three are usual."""
+FIRST_STEP = 0.1
+"""First step away from what is known; scores of evolved memories are of the order of one."""
+GROWTH = 4.0
+"""Each further step out is so many times longer."""
+
+
+class Calibration:
+    """Shifts for kept fractions. kept: the fraction that a shift keeps; shift 0 is looked at first.
+
+    Attributes:
+        known: kept fraction by shift, of all looks so far.
+    """
+
+    def __init__(self, kept: Callable[[float], float]) -> None:
+        self._kept = kept
+        self.known = {0.0: kept(0.0)}
+
+    def shift(self, wanted: float) -> float:
+        """The shift whose kept fraction is nearest to `wanted`, among those looked at.
+
+        False position between the two neighbours that stand around the fraction, on log-odds (where the share of
+        scores above a threshold is nearly straight), and halving when that has not halved the interval. A fraction
+        that cannot be had (less than the tail that no update has seen) ends at the nearest one.
+        """
+        width = math.inf
+        for _ in range(LOOKS):
+            if abs(self.known[self._nearest(wanted)] - wanted) <= TOLERANCE:
+                break
+            around = self._around(wanted)
+            if around is None:
+                at = self._outwards(wanted)
+            else:
+                low, high = around
+                at = (low + high) / 2 if high - low > width / 2 else self._between(low, high, wanted)
+                width = high - low
+                if not low < at < high:
+                    break  # neighbours in floating point
+            self.known[at] = self._kept(at)
+        return self._nearest(wanted)
+
+    def shifts(self, wanted: Iterable[float]) -> dict[float, float]:
+        """The shift of each fraction. Those that are nearest to shift 0 come first, so that steps out are shared."""
+        own = self.known[0.0]
+        return {fraction: self.shift(fraction) for fraction in sorted(wanted, key=lambda f: (abs(f - own), f))}
+
+    def _nearest(self, wanted: float) -> float:
+        return min(self.known, key=lambda shift: (abs(self.known[shift] - wanted), abs(shift), shift))
+
+    def _around(self, wanted: float) -> tuple[float, float] | None:
+        """Two neighbours, the first of which keeps more than wanted and the second less."""
+        for low, high in itertools.pairwise(sorted(self.known)):
+            if self.known[low] > wanted > self.known[high]:
+                return low, high
+        return None
+
+    def _between(self, low: float, high: float, wanted: float) -> float:
+        above, below, goal = (_log_odds(f) for f in (self.known[low], self.known[high], wanted))
+        at = low + (high - low) * (above - goal) / (above - below)
+        margin = 0.05 * (high - low)  # a step in the curve must not hold the search at one end
+        return min(max(at, low + margin), high - margin)
+
+    def _outwards(self, wanted: float) -> float:
+        least, most = min(self.known), max(self.known)
+        if wanted > self.known[least]:
+            return least - max(FIRST_STEP, (GROWTH - 1.0) * abs(least))
+        return most + max(FIRST_STEP, (GROWTH - 1.0) * abs(most))
+
+
+def _log_odds(fraction: float) -> float:
+    inside = min(max(fraction, 1e-4), 1.0 - 1e-4)
+    return math.log(inside / (1.0 - inside))

@@ -1,0 +1,226 @@
+"""What an evolution takes, computed from shapes: GPU memory, time a generation, journal, prompts.
+
+Pure arithmetic, nothing is loaded; the formulas with their symbols stand in docs/operations.md, and tests hold them
+against a small model's real bytes and FLOP. No GPU was measured: what share of a GPU's peak is reached is assumed.
+Knows no files and no jobs' settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from namm_core.config import NammConfig
+
+GIB = 2**30
+PENDING = 15
+"""Most queries of an unfinished hop that are held."""
+THETA = 4172
+"""Parameters of the memory, each 2 FLOP a key at an update."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Llama's shape; the defaults are Llama-3-8B."""
+
+    layers: int = 32
+    hidden: int = 4096
+    heads: int = 32
+    kv_heads: int = 8
+    head: int = 128
+    mlp: int = 14336
+    vocabulary: int = 128_256
+    bytes: int = 2
+    """Of a number: 2 for bfloat16, 4 for float32."""
+    tied: bool = False
+    """Whether the language-model head is the embedding."""
+
+    @property
+    def linear(self) -> int:
+        """Parameters of the linear layers without embedding and language-model head: each costs 2 FLOP a token."""
+        attention = 2 * self.hidden * self.head * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.mlp)
+
+    @property
+    def parameters(self) -> int:
+        """All of them (embedding and language-model head apart unless tied; norms left out)."""
+        return self.linear + (2 - self.tied) * self.vocabulary * self.hidden
+
+    @property
+    def token(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head * self.bytes
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of it."""
+
+    tokens: int = 32_768
+    """Of a prompt."""
+    kept: float = 0.3
+    """Kept fraction right after an update, as stored: a layer is as wide as its fullest head."""
+    rows: int = 1
+    """candidates_per_call x samples_per_call: rows of one batch."""
+    population: int = 64
+    samples: int = 192
+    """Of a generation, over all tasks."""
+    answer: float = 32
+    """Tokens decoded greedily; a mean may lie between two whole numbers."""
+    reference: int = 8
+    """Tokens of the reference answer, which are fed one by one too."""
+    memory: NammConfig = field(default_factory=NammConfig)
+
+    def blocks(self) -> Iterator[tuple[int, float]]:
+        """(new tokens, columns held with them) of each block of a prompt."""
+        for start in range(0, self.tokens, self.memory.update_interval):
+            new = min(self.memory.update_interval, self.tokens - start)
+            yield new, self.kept * start + new
+
+    @property
+    def held(self) -> float:
+        """Tokens held right after the prompt, a tail behind the last update whole."""
+        tail = self.tokens % self.memory.update_interval
+        return self.kept * (self.tokens - tail) + tail
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU's data sheet and how much of it is assumed to be reached; the defaults are an H100 SXM."""
+
+    tensor: float = 989.0
+    """Peak TFLOP/s in the model's precision, dense."""
+    scalar: float = 67.0
+    """Peak TFLOP/s in float32, in which the memory computes."""
+    bandwidth: float = 3.35
+    """Peak TB/s of its memory."""
+    of_peak: float = 0.4
+    """Assumed share of both peaks."""
+    of_bandwidth: float = 0.7
+    """Assumed share of the bandwidth."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the GPUs of one worker."""
+
+    weights: float
+    cache: float
+    """Keys and values held after the prompt."""
+    state: float
+    """What the memory holds of the same tokens."""
+    attention: float
+    """Activations inside attention at the last block of the last layer."""
+    mlp: float
+    """Activations inside the last layer's MLP."""
+    decode: float
+    """A second copy of cache and state, while the reference answer is scored."""
+
+    @property
+    def total(self) -> float:
+        """At the worst moment."""
+        return self.weights + self.cache + self.state + max(self.attention, self.mlp, self.decode)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one evaluation (one row) takes."""
+
+    linear: float
+    """FLOP of the linear layers."""
+    attention: float
+    """FLOP of attention over what is held."""
+    memory: float
+    """FLOP of the memory, float32: spectrogram and backward attention."""
+    own_traffic: float
+    """Bytes read and written by the model's norms and activations."""
+    traffic: float
+    """Bytes read and written by attention and memory, whose operations are not fused."""
+    decode: float
+    """Bytes read and written while the answers are decoded."""
+
+
+def state_bytes(job: Job, pending: int) -> int:
+    """Bytes that the memory holds of one token in one KV head: average, carried and pending queries, position."""
+    return 4 * (job.memory.frequencies + job.memory.hop + pending) + 8
+
+
+def memory(model: Model, job: Job) -> Memory:
+    """Bytes of a worker that evaluates `job.rows` rows at a time."""
+    heads = job.rows * model.layers * model.kv_heads
+    cache = job.rows * model.token * job.held
+    state = heads * job.held * state_bytes(job, job.tokens % job.memory.hop)
+    fullest = max(new * columns for new, columns in job.blocks())
+    # Bytes for each (query, key): scores, the softmax and, where scores are not float32, their copy, beside the last
+    # block's mean; or scores, softmax and three means over query groups; or (few groups) eight arrays of spectrogram.
+    softmax = model.heads * (8 if model.bytes == 4 else model.bytes + 8) + 4 * model.kv_heads
+    mean = model.heads * (model.bytes + 4) + 12 * model.kv_heads
+    inside = job.rows * fullest * max(softmax, mean, 32 * model.kv_heads)
+    whole = job.rows * job.tokens * model.bytes
+    projections = 2 * model.hidden + 2 * model.heads * model.head + 2 * model.kv_heads * model.head
+    return Memory(
+        weights=model.bytes * model.parameters,
+        cache=cache,
+        state=state,
+        attention=whole * projections + inside,
+        mlp=whole * (2 * model.hidden + 3 * model.mlp),
+        decode=cache + heads * job.held * state_bytes(job, PENDING),
+    )
+
+
+def work(model: Model, job: Job) -> Work:
+    """What one row of a batch takes, with a memory."""
+    seen = sum(new * columns for new, columns in job.blocks())
+    squares = sum(columns**2 for new, columns in job.blocks() if new == job.memory.update_interval)
+    columns = sum(columns for new, columns in job.blocks() if new == job.memory.update_interval)
+    heads = model.layers * model.kv_heads
+    groups = model.heads // model.kv_heads
+    # Bytes for each (query, key) of a query head, then of a KV head (mean over its group, spectrogram); for each key
+    # at an update (what is held is moved, backward attention); for each token (the model's norms and activations).
+    of_head = 4 * model.bytes + (12 if model.bytes == 4 else 4 * model.bytes + 16)
+    of_kv_head = 12 * groups - 4 + 112
+    of_key = 8 * model.head * model.bytes + 2600
+    of_token = model.bytes * (65 * model.hidden + 8 * model.mlp)
+    steps = job.answer - 1 + job.reference - 1
+    held = model.token * job.held, heads * job.held * state_bytes(job, PENDING // 2)
+    return Work(
+        linear=2 * model.linear * job.tokens + 2 * model.hidden * model.vocabulary,
+        attention=4 * model.layers * model.heads * model.head * seen,
+        memory=heads * (4 * job.memory.hop * seen + 2 * job.memory.hidden * squares + 2 * THETA * columns),
+        own_traffic=model.layers * job.tokens * of_token,
+        traffic=model.layers * seen * (model.heads * of_head + model.kv_heads * of_kv_head) + heads * columns * of_key,
+        decode=steps * (model.bytes * model.parameters / job.rows + 3 * held[0] + 2 * held[1]),
+    )
+
+
+def seconds(one: Work, gpu: Gpu) -> float:
+    """Of one evaluation on one GPU: one kernel after the other."""
+    tensor = (one.linear + one.attention) / (gpu.tensor * gpu.of_peak)
+    scalar = one.memory / (gpu.scalar * gpu.of_peak)
+    moved = (one.own_traffic + one.traffic + one.decode) / (gpu.bandwidth * gpu.of_bandwidth)
+    return 1e-12 * (tensor + scalar + moved)
+
+
+def full_seconds(model: Model, job: Job, gpu: Gpu) -> float:
+    """Of one evaluation with the full cache, whose attention is fused and sees half of the square."""
+    whole = dataclasses.replace(job, kept=1.0)
+    made = work(model, whole)
+    attention = 2 * model.layers * model.heads * model.head * job.tokens**2
+    return seconds(dataclasses.replace(made, attention=attention, memory=0.0, traffic=0.0), gpu)
+
+
+def generation_seconds(model: Model, job: Job, gpu: Gpu, gpus: int) -> float:
+    """Of the search alone: all candidates and their mean with a memory, the full cache once."""
+    one = seconds(work(model, job), gpu)
+    return job.samples * ((job.population + 1) * one + full_seconds(model, job, gpu)) / gpus
+
+
+def journal_bytes(model: Model, prediction: int) -> int:
+    """Of one result: names and numbers, a kept fraction for each layer, the answer's text."""
+    return 220 + 21 * model.layers + prediction
+
+
+def prompt_bytes(job: Job) -> int:
+    """Of one prompt in Redis: token ids of 4 bytes, answers as text of 4 bytes a character, headers."""
+    return 4 * (job.tokens + job.reference) + 600

@@ -1,0 +1,67 @@
+"""Plain tasks of one's own: a file of JSON lines each. Knows no model.
+
+Files: `<task>.jsonl`, one record a line with `context`, `question`, `answers` (a list), `metric` (a name in
+`workers.tasks.metrics`) and `max_new_tokens`; `all_classes` and `stop` (lists) and `language` where wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.tasks import Sample
+from workers.tasks.benchmark import Benchmark, BenchmarkConfig, fill, texts
+from workers.tasks.metrics import METRICS
+from workers.tasks.records import Records, locate
+
+FIELDS = {"context": (str,), "question": (str,), "answers": (list,), "metric": (str,), "max_new_tokens": (int,)}
+
+
+@dataclass(frozen=True)
+class JsonlConfig(BenchmarkConfig):
+    """Which files."""
+
+    template: str = "{context}\n\n{question}"
+    """Prompt of all tasks that `templates` does not name."""
+
+
+class JsonlTasks(Benchmark):
+    """Tasks of one's own (a `TaskSet`)."""
+
+    config: JsonlConfig
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Every `*.jsonl` in the folder."""
+        folder = Path(self.config.path)
+        found = tuple(sorted(file.stem for file in folder.glob("*.jsonl"))) if folder.is_dir() else self.config.tasks
+        if not found:
+            raise ValueError(f"tasks.path: {self.config.path} holds no *.jsonl: put one file a task there")
+        return found
+
+    def read(self, task: str) -> Records:
+        file = locate(self.config.path, self.config.revision, (f"{task}.jsonl",), f"task {task}")
+        records = Records(file, FIELDS, "context")
+        for number in range(len(records)):
+            if (metric := records[number]["metric"]) not in METRICS:
+                known = ", ".join(METRICS)
+                raise ValueError(
+                    f"{file}, record {number + 1}: expected 'metric' to be one of {known}; found {metric!r}"
+                )
+        return records
+
+    def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
+        return Sample(
+            task=task,
+            split=split,
+            index=index,
+            prompt=self.filled(task, record) or fill(self.config.template, record, "tasks.template"),
+            answers=texts(record["answers"]),
+            relevant=(),
+            metric=record["metric"],
+            max_new_tokens=self.config.max_new_tokens.get(task, record["max_new_tokens"]),
+            stop=self.config.stop.get(task, texts(record.get("stop") or ())),
+            classes=texts(record.get("all_classes") or ()),
+            language=record.get("language", "en"),
+        )

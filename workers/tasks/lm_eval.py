@@ -1,0 +1,84 @@
+"""Any generation task of `lm_eval`, by its name there: its data, prompt, limits and grading. Knows no model.
+
+`lm_eval` fetches the data, or makes them (RULER and its needles: `metadata` says how long, for which tokenizer).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from workers.tasks import OWN_METRIC, Sample
+from workers.tasks.benchmark import Benchmark, BenchmarkConfig
+from workers.tasks.harness import HarnessTask
+
+
+@dataclass(frozen=True)
+class LmEvalConfig(BenchmarkConfig):
+    """Which tasks of `lm_eval`."""
+
+    path: str | None = None
+    """Folder of task definitions (YAML) to look in, relative to `lm_eval/tasks` or absolute; None: all of `lm_eval`,
+    which takes 9 s."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What tasks that make their own data are given, such as `max_seq_lengths` and `tokenizer`."""
+
+
+class Docs:
+    """A task's documents, as `Records` of a file."""
+
+    def __init__(self, task: HarnessTask) -> None:
+        self._docs = task.docs
+        self.digests = [hashlib.sha256(json.dumps(d, sort_keys=True, default=str).encode()).digest() for d in task.docs]
+        self.groups = self.digests  # which key holds the document is the task's own affair
+        self.fingerprint = hashlib.sha256(b"".join(self.digests)).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self._docs[index])
+
+
+class LmEvalTasks(Benchmark):
+    """Tasks of `lm_eval` (a `TaskSet` and a `Grader`)."""
+
+    config: LmEvalConfig
+
+    def __init__(self, config: LmEvalConfig) -> None:
+        if not config.tasks:
+            raise ValueError("name the tasks of lm_eval: `lm_eval ls tasks` lists them")
+        self._tasks: dict[str, HarnessTask] = {}
+        super().__init__(config)
+
+    def read(self, task: str) -> Docs:
+        return Docs(self._task(task))
+
+    def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
+        asked = self._task(task)
+        return Sample(
+            task=task,
+            split=split,
+            index=index,
+            prompt=self.filled(task, record) or asked.prompt(record),
+            answers=asked.answers(record),
+            relevant=(),
+            metric=OWN_METRIC,
+            max_new_tokens=self.config.max_new_tokens.get(task, asked.max_new_tokens),
+            stop=self.config.stop.get(task, asked.stop),
+            delimiter=asked.delimiter,
+        )
+
+    def grade(self, task: str, split: str, index: int, prediction: str) -> float:
+        """`lm_eval`'s score of an answer."""
+        return self._task(task).grade(self.record(task, split, index), prediction)
+
+    def _task(self, task: str) -> HarnessTask:
+        if task not in self._tasks:
+            self._tasks[task] = HarnessTask(task, self.config.path, metadata=self.config.metadata)
+        return self._tasks[task]
+
+    def _check_known(self, task: str) -> None:
+        """Which tasks there are is found when one is loaded: listing them takes 9 s."""

@@ -1,0 +1,118 @@
+"""LongBench: 21 tasks in English, Chinese and code. Knows no model.
+
+Files: `data/<task>.jsonl` (or `data.zip` with them), one record a line with `input`, `context`, `answers` and
+`all_classes`, as the data set has them. Prompts are `lm_eval`'s, which are LongBench's own. Any other file in that
+format is a task too, by its name, with a template of one's own.
+
+Source: THUDM/LongBench (arXiv 2308.14508), `config/dataset2maxlen.json`, `eval.py` and `pred.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from workers.tasks import Sample
+from workers.tasks.benchmark import Benchmark, BenchmarkConfig, texts
+from workers.tasks.harness import HarnessTask
+from workers.tasks.metrics import METRICS
+from workers.tasks.records import Records, locate
+
+
+class Facts(NamedTuple):
+    """What LongBench says of a task."""
+
+    metric: str
+    max_new_tokens: int
+    language: str = "en"
+    stop: tuple[str, ...] = ()
+    delimiter: str = " "
+    chat: bool = True
+
+
+LINE = ("\n",)  # LongBench scores the first line of these tasks' answers
+FACTS = {
+    "narrativeqa": Facts("qa_f1_score", 128),
+    "qasper": Facts("qa_f1_score", 128),
+    "multifieldqa_en": Facts("qa_f1_score", 64),
+    "multifieldqa_zh": Facts("qa_f1_zh_score", 64, "zh", delimiter=""),
+    "hotpotqa": Facts("qa_f1_score", 32),
+    "2wikimqa": Facts("qa_f1_score", 32),
+    "musique": Facts("qa_f1_score", 32),
+    "dureader": Facts("rouge_zh_score", 128, "zh", delimiter=""),
+    "gov_report": Facts("rouge_score", 512),
+    "qmsum": Facts("rouge_score", 512),
+    "multi_news": Facts("rouge_score", 512),
+    "vcsum": Facts("rouge_zh_score", 512, "zh", delimiter=""),
+    "trec": Facts("classification_score", 64, stop=LINE, chat=False),
+    "triviaqa": Facts("qa_f1_score", 32, stop=LINE, chat=False),
+    "samsum": Facts("rouge_score", 128, stop=LINE, chat=False),
+    "lsht": Facts("classification_score", 64, "zh", LINE, "", False),
+    "passage_count": Facts("count_score", 32),
+    "passage_retrieval_en": Facts("retrieval_score", 32),
+    "passage_retrieval_zh": Facts("retrieval_zh_score", 32, "zh", delimiter=""),
+    "lcc": Facts("code_sim_score", 64, "code", delimiter="\n", chat=False),
+    "repobench-p": Facts("code_sim_score", 64, "code", delimiter="\n", chat=False),
+}
+FIELDS = {"input": (str,), "context": (str,), "answers": (list,)}
+
+
+@dataclass(frozen=True)
+class LongBenchConfig(BenchmarkConfig):
+    """Which LongBench tasks."""
+
+    path: str = "zai-org/LongBench"
+    """Folder that holds `data/<task>.jsonl` or `data.zip`, or a data set on the Hub."""
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Metrics (`workers.tasks.metrics`) of tasks that are not LongBench's; without one it is `qa_f1_score`."""
+
+
+class LongBenchTasks(Benchmark):
+    """LongBench's tasks (a `TaskSet`)."""
+
+    known = tuple(FACTS)
+    config: LongBenchConfig
+
+    def __init__(self, config: LongBenchConfig) -> None:
+        for task, metric in config.metrics.items():
+            if metric not in METRICS:
+                raise ValueError(f"metrics: unknown metric {metric!r} of {task}; known: {', '.join(METRICS)}")
+        self._prompts: dict[str, HarnessTask] = {}
+        super().__init__(config)
+
+    def answer_limit(self, task: str) -> int | None:
+        """Most tokens of an answer: the configuration's, or LongBench's."""
+        return self.config.max_new_tokens.get(task, FACTS[task].max_new_tokens if task in FACTS else None)
+
+    def read(self, task: str) -> Records:
+        names = (f"data/{task}.jsonl", f"{task}.jsonl", "data.zip")
+        file = locate(self.config.path, self.config.revision, names, f"LongBench's {task}")
+        return Records(file, FIELDS, "context", member=f"data/{task}.jsonl" if file.suffix == ".zip" else None)
+
+    def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
+        facts = FACTS.get(task) or Facts(self.config.metrics.get(task, "qa_f1_score"), 32)
+        return Sample(
+            task=task,
+            split=split,
+            index=index,
+            prompt=self.filled(task, record) or self._prompt(task, record),
+            answers=texts(record["answers"]),
+            relevant=(),
+            metric=facts.metric,
+            max_new_tokens=self.config.max_new_tokens.get(task, facts.max_new_tokens),
+            stop=self.config.stop.get(task, facts.stop),
+            classes=texts(record.get("all_classes") or ()),
+            delimiter=facts.delimiter,
+            chat=facts.chat,
+            language=facts.language,
+        )
+
+    def _prompt(self, task: str, record: dict[str, Any]) -> str:
+        record = {**record, "question": record["input"]}  # as lm_eval's copy of the data set has it
+        if task not in self._prompts:
+            self._prompts[task] = HarnessTask(f"longbench_{task}", "longbench", record)
+        return self._prompts[task].prompt(record)
+
+    def _check_known(self, task: str) -> None:
+        if task not in self.config.templates:
+            super()._check_known(task)
