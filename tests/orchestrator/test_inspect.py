@@ -14,6 +14,7 @@ from matplotlib.image import imread
 
 from namm_core import Namm, NammConfig
 from orchestrator import inspection, inspection_pictures, page
+from orchestrator.cli import main
 from tests.orchestrator import browser
 from workers.inspection import Reading, Sensitivity
 from workers.unit import SampleRef
@@ -175,12 +176,12 @@ def luminance(colour: str) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def test_the_command_from_end_to_end(namm, job_file, tmp_path):
+def test_the_command_from_end_to_end(job_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     memory = Namm(NammConfig(update_interval=64), torch.randn(4172, generator=torch.Generator().manual_seed(0)) * 0.05)
-    memory.save_pretrained(tmp_path / "somewhere" / "namm")
-    process = namm("inspect", "somewhere/namm", "--config", job_file(), "--samples", "2", "--out", "seen")
-    printed, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    memory.save_pretrained("somewhere/namm")
+    assert main(["inspect", "somewhere/namm", "--config", job_file(), "--samples", "2", "--out", "seen"]) == 0
+    printed = capsys.readouterr().out
     assert {f.name for f in (tmp_path / "seen").iterdir()} == {
         "heads.png", "ages.png", "kinds.png", "sensitivity.png", "inspection.json", "inspection.html"
     }  # fmt: skip
@@ -200,8 +201,6 @@ def test_the_command_from_end_to_end(namm, job_file, tmp_path):
     ],
 )
 def test_what_is_missing_is_one_line(tmp_path, monkeypatch, capsys, arguments, reason):
-    from orchestrator.cli import main
-
     monkeypatch.chdir(tmp_path)
     os.mkdir("empty")
     Namm().save_pretrained("alone")
