@@ -235,13 +235,23 @@ class MemoryCache(Cache):
         )
         self.policy = policy
         self._model = model
-        self._before = attention.attach(model)
-        self._watch = support.watch(model, self)
+        self._before: dict[str, str] | None = None
+        self.attach()
+
+    def attach(self) -> bool:
+        """Sets the model's attention function, also again after `detach`; says whether it was not set before."""
+        if self._before is not None:
+            return False
+        self._before = attention.attach(self._model)
+        self._watch = support.watch(self._model, self)
+        return True
 
     def detach(self) -> None:
         """Gives the model its former attention function back."""
-        self._watch.remove()
-        attention.restore(self._model, self._before)
+        if self._before is not None:
+            self._watch.remove()
+            attention.restore(self._model, self._before)
+            self._before = None
 
     def __enter__(self) -> MemoryCache:
         return self

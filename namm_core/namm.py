@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from namm_core import scorer
+from namm_core import scorer, sharing
 from namm_core.config import NammConfig, from_mapping
 from namm_core.packing import gather_keys, packing
 from namm_core.policies.base import State, View, Watch
@@ -108,11 +108,12 @@ class Namm:
 
     def scores(self, state: State, view: View) -> Tensor:
         """(rows, kv_heads, keys) scores of all cached tokens, columns as in `view`, padding on the left."""
-        features = self._features(state["average"])
-        ages = self._age_embedding(view)
         # Newest first: backward attention becomes causal attention, and the padding in front comes last.
-        embeddings = torch.cat([ages, features], dim=-1).flip(2)
-        return scorer.score(self.config, self._rows_of(view), embeddings).flip(2)
+        return scorer.score(self.config, self.weights_at(view), self.embeddings(state, view).flip(2)).flip(2)
+
+    def embeddings(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys, features) of all cached tokens: age, then normalised spectrogram."""
+        return torch.cat([self._age_embedding(view), self._features(state["average"])], dim=-1)
 
     def select(self, scores: Tensor, view: View) -> Tensor:
         """(rows, kv_heads, keys) bool: score >= 0 and the newest; in padded mode as many in every head."""
@@ -195,18 +196,32 @@ class Namm:
 
     # Saving and loading ------------------------------------------------------------------------------------
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors` into the folder `path` (made when missing)."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"theta": self.theta.contiguous()}
+    def save_pretrained(self, path: str | Path, card: str | None = None) -> None:
+        """Writes a folder in the layout of a Hub repository, each file whole or not at all.
+
+        `config.json`, `model.safetensors`, the folder `custom_generate` (one NAMM, not a population) and, where a card
+        is given, `README.md`. The folder is made when missing; files of other names in it stay as they are.
+        """
+        tensors = {"theta": self.theta.float().cpu().contiguous()}
+        config = {"model_type": "namm", **dataclasses.asdict(self.config)}
+        carried = {}  # what `custom_generate` reads: the same numbers, the count beside the configuration
         if self.statistics is not None:
             tensors["statistics.mean"] = self.statistics.mean.contiguous()
             tensors["statistics.var"] = self.statistics.var.contiguous()
+            carried["statistics.count"] = self.statistics.count
+        plain = {name: tensor.numpy().astype("<f4").tobytes() for name, tensor in tensors.items()}
+        if self.statistics is not None:
             tensors["statistics.count"] = torch.tensor(self.statistics.count, dtype=torch.float64)
-        config = {"model_type": "namm", **dataclasses.asdict(self.config)}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        files = {
+            "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+            "model.safetensors": save(tensors, metadata={"format": "pt"}),
+        }
+        if self.rows == 1:
+            code = sharing.custom_generate({**dataclasses.asdict(self.config), **carried}, plain)
+            files |= {f"custom_generate/{name}": content for name, content in code.items()}
+        if card is not None:
+            files["README.md"] = card.encode()
+        sharing.write(Path(path), files)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Namm:
@@ -259,7 +274,8 @@ class Namm:
             self._ages[age.device] = table
         return table[age]
 
-    def _rows_of(self, view: View) -> dict[str, Tensor]:
+    def weights_at(self, view: View) -> dict[str, Tensor]:
+        """The scorer's weights, on the view's device: one row, or one for each row of the view."""
         device = view.positions.device
         if device not in self._weights:
             self._weights[device] = {name: w.to(device) for name, w in self._weights[self.theta.device].items()}

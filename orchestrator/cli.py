@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import curve_tables, evaluate_command, head, report, runs, services, spec
+from orchestrator import curve_tables, evaluate_command, head, inspect_command, report, runs, services, spec
 from orchestrator.dispatch import WorkFailed
 from orchestrator.job import run
 from orchestrator.workplace import RUNS
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("--uri", help="MLflow store; default: mlflow.db in this folder")
     ui.set_defaults(command=_ui)
 
+    inspect_command.add_command(commands)
     head.add_command(commands)
     return parser
 

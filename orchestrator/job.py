@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from orchestrator import evaluation, files, pictures, report, workplace
+from orchestrator import card, evaluation, files, pictures, report, workplace
 from orchestrator.display import Display
 from orchestrator.evolution import Outcome, evolve, validation_samples
 from orchestrator.spec import JobSpec
@@ -91,11 +91,15 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirr
         },
     )
     files.write_json(folder / "result.json", result)
+    _export(best, job, folder / "namm", card.text(job, result))
     draw(folder, history, dispatcher, best, samples)
     for path in [*sorted(folder.glob("*.png")), folder / "result.json", folder / "samples.jsonl"]:
         tracker.artifact(path)
     tracker.artifact(folder / "namm", "namm")
     tracker.metrics_final(_final_metrics(result))
+    tracker.register(
+        folder / "namm", job.registered_model, job.share.alias, card.figures(result), card.body(job, result)
+    )
     return result
 
 
@@ -117,10 +121,10 @@ def _racing(outcome: Outcome) -> dict[str, Any] | None:
     return {"saved": saved, "saved_share": fmean(shares), "dropped": sum(r["dropped"] for r in raced)}
 
 
-def _export(best: PolicySpec, job: JobSpec, path: Path) -> None:
+def _export(best: PolicySpec, job: JobSpec, path: Path, card: str | None = None) -> None:
     from namm_core import FeatureStatistics, Namm
 
-    Namm(job.memory, best.theta, FeatureStatistics(*best.statistics)).save_pretrained(path)
+    Namm(job.memory, best.theta, FeatureStatistics(*best.statistics)).save_pretrained(path, card)
 
 
 def _tags(job: JobSpec) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -101,6 +102,24 @@ class WorkerSpec:
 
 
 @dataclass(frozen=True)
+class ShareSpec:
+    """What is said of the memory where others find it: in its model card, and in MLflow's model registry."""
+
+    license: str = "unknown"
+    """Licence of the evolved weights, as the Hub names licences; the base model's may bind it."""
+    registered_model: str | None = None
+    """Registered model in MLflow of which the memory becomes a version; None: `namm-<name>`."""
+    alias: str | None = "champion"
+    """Alias of the version registered last; None: none."""
+
+    def __post_init__(self) -> None:
+        if self.alias is not None and (not re.fullmatch(r"[\w-]+", self.alias) or self.alias == "latest"):
+            raise ValueError(f"alias must be one word, and not latest, which MLflow keeps to itself: {self.alias!r}")
+        if self.registered_model is not None and not re.fullmatch(r"[^/:'\"]+", self.registered_model):
+            raise ValueError(f"registered_model must have no slash, colon or quote: {self.registered_model!r}")
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """One evolution job."""
 
@@ -130,6 +149,7 @@ class JobSpec:
     validation: ValidationSpec = field(default_factory=ValidationSpec)
     evaluation: HeldOutSpec = field(default_factory=HeldOutSpec)
     workers: WorkerSpec = field(default_factory=WorkerSpec)
+    share: ShareSpec = field(default_factory=ShareSpec)
     storage: str | None = None
     """fsspec URL (s3://..., gs://..., file:///...) of a folder where the run folder is kept twice, so that the job
     survives the loss of its machine; None: the run folder alone."""
@@ -200,10 +220,15 @@ class JobSpec:
         """All tasks, trained ones first."""
         return self.train + self.heldout
 
+    @property
+    def registered_model(self) -> str:
+        """Name in MLflow's model registry."""
+        return self.share.registered_model or "namm-" + re.sub(r"[/:'\"]", "-", self.name)
+
     def digest(self) -> str:
         """Names what determines the numbers: not where they are computed, nor how long it goes on."""
         plain = dataclasses.asdict(self)
-        for name in ("name", "storage", "redis_url", "mlflow_uri", "workers", "generations", "evaluation"):
+        for name in ("name", "storage", "redis_url", "mlflow_uri", "workers", "generations", "evaluation", "share"):
             del plain[name]
         for budget in ("evaluations", "hours"):
             del plain["stop"][budget]

@@ -35,6 +35,7 @@ from mlflow.entities import Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
+from orchestrator import registry  # noqa: E402
 from orchestrator.system_metrics import SystemMetrics  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,16 @@ class Tracker:
         path = Path(path).absolute()
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         self._sender.put(f"artifact {path.name}", lambda: send(self.run_id, str(path), folder))
+
+    def register(
+        self, folder: str | Path, model: str, alias: str | None, tags: Mapping[str, str], description: str | None = None
+    ) -> None:
+        """Makes a saved NAMM a version of a registered model (see `registry.register`); once, however often told."""
+        path = Path(folder).absolute()
+        self._sender.put(
+            f"version of the registered model {model}",
+            lambda: registry.register(self._client, self.run_id, path, model, alias, tags, description),
+        )
 
     def tag(self, name: str, value: str) -> None:
         """Sets a label of the run, replacing an earlier value."""

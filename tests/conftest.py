@@ -1,9 +1,14 @@
 """Fixtures of more than one floor's tests; knows where the golden data stand, not what they hold."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# Where transformers copies code that comes with weights; read when it is first imported.
+_modules = tempfile.TemporaryDirectory(prefix="namm-modules-")
+os.environ["HF_MODULES_CACHE"] = _modules.name
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from huggingface_hub import ModelCard
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from safetensors.numpy import load_file
+
+from namm_core import Namm
 
 TIMES = ("seconds", "search_seconds")
 
@@ -67,6 +71,12 @@ def test_the_run_folder_tells_the_whole_story(finished):
     for picture in ("fitness.png", "kept.png", "prompt.png"):
         assert (run / picture).read_bytes().startswith(b"\x89PNG")
     assert theta_of(run).shape == (4172,)
+    card = ModelCard.load(run / "namm" / "README.md")
+    assert (
+        card.data.base_model == "recall-small" and f"scores **{result['policies']['namm']['mean']:.3f}**" in card.text
+    )
+    assert {entry.dataset_config for entry in card.data.eval_results} == {"residence", "topic", "resident"}
+    assert (run / "namm" / "custom_generate" / "generate.py").is_file()
     assert "3/3" in printed and "streaming" in printed and str(run.relative_to(folder)) in printed
 
 
@@ -83,6 +93,11 @@ def test_mlflow_tells_it_too(finished):
         assert name in run.data.metrics
     names = {file.path for file in client.list_artifacts(record["run_id"])}
     assert {"fitness.png", "kept.png", "prompt.png", "result.json", "namm"} <= names
+    version = client.get_model_version_by_alias("namm-smoke", "champion")
+    assert version.run_id == record["run_id"] and float(version.tags["kept"]) > 0
+    place = client.get_model_version_download_uri("namm-smoke", version.version)
+    got = Namm.from_pretrained(download_artifacts(place, tracking_uri=record["uri"]))
+    assert np.array_equal(got.theta.numpy(), theta_of(folder / "runs" / "smoke"))
 
 
 def test_one_worker_gives_the_same_bits_as_two(finished, namm, job_file, tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 
 from orchestrator.secrets import without_secrets
 from orchestrator.services import UI_ENVIRONMENT, check_mlflow, default_store, ui_command
@@ -286,6 +287,11 @@ def test_a_server_that_is_stopped_or_killed_gets_everything_once(server, tmp_pat
         metrics = {f"kept/{layer}": 0.5 for layer in range(40)} | {"x": float(step)}
         blocked.append(seconds(tracker.generation, step, metrics))
     blocked.append(seconds(tracker.artifact, picture, "pictures"))
+    (tmp_path / "namm").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "namm" / name).write_text(name)
+    for _ in range(2):
+        blocked.append(seconds(tracker.register, tmp_path / "namm", "namm-outage", "champion", {"score": "0.5"}))
     assert not tracker.flush(2)
     assert caplog.text.count("is lost (Connection re") == 1  # reset or refused, told once
     server.start()
@@ -295,6 +301,14 @@ def test_a_server_that_is_stopped_or_killed_gets_everything_once(server, tmp_pat
     assert steps(server.url, tracker.run_id, "x") == [(step, float(step)) for step in range(6)]
     files = MlflowClient(server.url).list_artifacts(tracker.run_id, "pictures")
     assert [file.path for file in files] == ["pictures/curve.png"]
+    client = MlflowClient(server.url)
+    versions = client.search_model_versions("name = 'namm-outage'")
+    assert [(v.run_id, v.tags["score"]) for v in versions] == [(tracker.run_id, "0.5")]
+    assert client.get_model_version_by_alias("namm-outage", "champion").version == versions[0].version
+    place = client.get_model_version_download_uri("namm-outage", versions[0].version)
+    (tmp_path / "got").mkdir()
+    got = Path(download_artifacts(place, tracking_uri=server.url, dst_path=str(tmp_path / "got")))
+    assert {file.name for file in got.iterdir()} >= {"config.json", "model.safetensors"}
 
     server.signal(signal.SIGKILL)
     start = time.monotonic()

@@ -41,6 +41,8 @@ class Sample:
     """Whether a chat template may go around the prompt."""
     language: str = "en"
     """Its language, as ISO 639 has it."""
+    facts: tuple[tuple[int, int], ...] = ()
+    """Character spans of all sentences that carry facts, asked for or not; () where a task does not know them."""
 
     @property
     def completion(self) -> str:

@@ -292,6 +292,7 @@ class RecallTasks:
         ends, end = [], 0
         for piece in (*page.pieces, *question.pieces):
             ends.append(end := end + len(piece))
+        facts = sorted((start, start + len(draft.blocks[b].pieces) - 1) for (_, b), start in page.starts.items())
         return Sample(
             task=task,
             split=split,
@@ -299,4 +300,5 @@ class RecallTasks:
             prompt="".join((*page.pieces, *question.pieces)),
             answers=("".join(question.answer).strip(),),
             relevant=tuple((ends[at - 1] if at else 0, ends[at]) for at in sorted(marked)),
+            facts=tuple((ends[first - 1], ends[last]) for first, last in facts),
         )
