@@ -16,13 +16,21 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: evolve resume headline model test chaos cluster-test bench-dispatch lint setup ui report clean
+.PHONY: evolve resume evaluate inspect headline model test chaos cluster-test bench bench-dispatch bench-memory lint setup ui report clean
 
 evolve: setup
 	$(BIN)/namm evolve $(CONFIG)
 
 resume: setup
 	$(BIN)/namm evolve --resume $(or $(RUN),$(CONFIG))
+
+# All policies at all sizes with the memory that is shipped, or NAMM=runs/recall/namm.
+NAMM ?= models/recall-namm
+evaluate: setup
+	$(BIN)/namm evaluate $(CONFIG) --namm $(NAMM)
+
+inspect: setup
+	$(BIN)/namm inspect $(NAMM) --config $(CONFIG) --out build/inspection
 
 headline: setup
 	$(BIN)/python benchmarks/headline.py
@@ -44,6 +52,14 @@ cluster-test: setup
 # What handing out the work costs, and what a second worker brings.
 bench-dispatch: setup
 	$(BIN)/python -m benchmarks.dispatch
+
+# What a memory costs on a CPU beside the full cache.
+bench: setup
+	$(BIN)/python -m benchmarks.throughput
+
+# Peak memory of 1 to 32 sequences beside the stock cache's.
+bench-memory: setup
+	$(BIN)/python -m benchmarks.memory
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,15 +139,27 @@ class Dispatcher:
     def _missing(self, policies: list[PolicySpec], keys: list[str], samples: list[SampleRef]) -> list[Shard]:
         """Units of fixed shape that hold some result which the journal lacks, samples varying fastest."""
         shards, lost = [], self.journal.quarantined
-        wide = self.spec.candidates_per_call if all(p.name == "namm" for p in policies) else 1
-        for i in range(0, len(policies), wide):
+        for some in self._batches(policies):
             for j in range(0, len(samples), self.spec.samples_per_call):
-                some, refs = slice(i, i + wide), tuple(samples[j : j + self.spec.samples_per_call])
+                refs = tuple(samples[j : j + self.spec.samples_per_call])
                 if any(ref in lost for ref in refs):
                     continue
                 if any(self.journal.get(key, ref) is None for key in keys[some] for ref in refs):
                     shards.append(Shard(Unit(tuple(policies[some]), refs), tuple(keys[some])))
         return shards
+
+    def _batches(self, policies: list[PolicySpec]) -> Iterator[slice]:
+        """Policies that share a unit: neighbours that are NAMMs, as many as the job says; all others alone."""
+        start = 0
+        while start < len(policies):
+            stop = start + 1
+            while (
+                stop < min(len(policies), start + self.spec.candidates_per_call)
+                and policies[start].name == policies[stop].name == "namm"
+            ):
+                stop += 1
+            yield slice(start, stop)
+            start = stop
 
     def _hand_out(self) -> None:
         for worker in self._schedule.idle():

@@ -77,6 +77,15 @@ def test_units_travel_together_by_time_never_by_shape(start):
     assert shapes == {(2, 3), (1, 3)}
 
 
+def test_candidates_share_a_unit_beside_other_policies(start):
+    """A generation asks for candidates and the full cache together."""
+    fleet = WaitingFleet([0.001] * 2)
+    dispatcher = start(fleet, candidates_per_call=3)
+    dispatcher.evaluate([*POLICIES, PolicySpec("full")], REFS)
+    shapes = {tuple(policy.name for policy in unit.policies) for _, units in fleet.sent for unit in units}
+    assert shapes == {("namm",) * 3, ("namm",), ("full",)} and told_once(dispatcher) == 88
+
+
 def test_workers_may_join_at_any_time(start):
     fleet = WaitingFleet([0.05])
     dispatcher = start(fleet)
