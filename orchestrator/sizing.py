@@ -141,16 +141,16 @@ class Work:
     """Bytes read and written while the answers are decoded."""
 
 
-def state_bytes(job: Job, pending: int) -> int:
+def state_bytes(model: Model, job: Job, pending: int) -> int:
     """Bytes that the memory holds of one token in one KV head: average, carried and pending queries, position."""
-    return 4 * (job.memory.frequencies + job.memory.hop + pending) + 8
+    return 4 * job.memory.frequencies + min(model.bytes, 4) * (job.memory.hop + pending) + 4
 
 
 def memory(model: Model, job: Job) -> Memory:
     """Bytes of a worker that evaluates `job.rows` rows at a time."""
     heads = job.rows * model.layers * model.kv_heads
     cache = job.rows * model.token * job.held
-    state = heads * job.held * state_bytes(job, job.tokens % job.memory.hop)
+    state = heads * job.held * state_bytes(model, job, job.tokens % job.memory.hop)
     fullest = max(new * columns for new, columns in job.blocks())
     # Bytes for each (query, key): scores, the softmax and, where scores are not float32, their copy, beside the last
     # block's mean; or scores, softmax and three means over query groups; or (few groups) eight arrays of spectrogram.
@@ -165,7 +165,7 @@ def memory(model: Model, job: Job) -> Memory:
         state=state,
         attention=whole * projections + inside,
         mlp=whole * (2 * model.hidden + 3 * model.mlp),
-        decode=cache + heads * job.held * state_bytes(job, PENDING),
+        decode=cache + heads * job.held * state_bytes(model, job, PENDING),
     )
 
 
@@ -183,7 +183,7 @@ def work(model: Model, job: Job) -> Work:
     of_key = 8 * model.head * model.bytes + 2600
     of_token = model.bytes * (65 * model.hidden + 8 * model.mlp)
     steps = job.answer - 1 + job.reference - 1
-    held = model.token * job.held, heads * job.held * state_bytes(job, PENDING // 2)
+    held = model.token * job.held, heads * job.held * state_bytes(model, job, PENDING // 2)
     return Work(
         linear=2 * model.linear * job.tokens + 2 * model.hidden * model.vocabulary,
         attention=4 * model.layers * model.heads * model.head * seen,

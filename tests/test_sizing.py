@@ -83,7 +83,7 @@ class Prefill:
         self.shape = dataclasses.replace(MODEL, bytes=torch.empty(0, dtype=dtype).element_size())
         cache = self.run()
         tail = tokens % CONFIG.update_interval
-        wide = float(np.mean([layer.positions.shape[-1] for layer in cache.layers]))
+        wide = float(cache.kept_counts().double().mean())
         kept = (wide - tail) / (tokens - tail)
         assert all_kept or 0.1 < kept < 0.9
         self.cache, self.job = cache, RealBlocks(tokens=tokens, kept=kept, rows=rows, memory=CONFIG)
