@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from namm_core.config import NammConfig
+from namm_core.tiles import grouped
 
 
 def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
@@ -38,10 +39,15 @@ def unpack(config: NammConfig, theta: Tensor) -> dict[str, Tensor]:
     return parts
 
 
-def score(weights: dict[str, Tensor], embeddings: Tensor) -> Tensor:
+TOGETHER = 2048
+"""Tokens of backward attention in one call on a CPU: heads of unequal length are not padded to the longest."""
+
+
+def score(weights: dict[str, Tensor], embeddings: Tensor, widths: list[int]) -> Tensor:
     """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), *newest token first*.
 
-    weights: `unpack(...)`, with one row or as many as the embeddings. Newest first, backward attention is causal
+    weights: `unpack(...)`, with one row or as many as the embeddings; widths: tokens of each head, rows end to end; the
+    rest is padding, whose scores mean nothing. Newest first, backward attention is causal
     attention; padding, being last, is seen by nothing but padding.
     """
     rows, heads, tokens, features = embeddings.shape
@@ -53,8 +59,11 @@ def score(weights: dict[str, Tensor], embeddings: Tensor) -> Tensor:
         return torch.baddbmm(weights[b][:, None], x, weights[w])
 
     qkv = linear(flat, "w1", "b1").view(rows, heads, tokens, -1)
-    q, k, v = qkv.chunk(3, dim=-1)
-    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    attended = qkv.new_zeros(rows, heads, tokens, qkv.shape[-1] // 3)
+    room = TOGETHER if qkv.device.type == "cpu" else rows * heads * tokens
+    for some, width in grouped(widths, room):
+        q, k, v = qkv.flatten(0, 1)[some, None, :width].chunk(3, dim=-1)
+        attended.flatten(0, 1)[some, :width] = F.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0]
     out = linear(attended.reshape(flat.shape[0], flat.shape[1], -1), "w2", "b2")
     residual, multiplier = out.chunk(2, dim=-1)
     hidden = torch.addcmul(flat + residual, flat, multiplier)  # e (1 + mult) + res

@@ -112,7 +112,7 @@ class Namm:
         ages = self._age_embedding(view)
         # Newest first: backward attention becomes causal attention, and the padding in front comes last.
         embeddings = torch.cat([ages, features], dim=-1).flip(2)
-        return bam.score(self._rows_of(view), embeddings).flip(2)
+        return bam.score(self._rows_of(view), embeddings, view.widths()).flip(2)
 
     def select(self, scores: Tensor, view: View) -> Tensor:
         """(rows, kv_heads, keys) bool: score >= 0 and the newest; in padded mode as many in every head."""

@@ -37,6 +37,12 @@ class View:
     summary: State = field(default_factory=dict)
     """What `summarise` made of the queries so far, (rows, ...) each; empty where it is not asked for."""
 
+    def widths(self) -> list[int]:
+        """Tokens of each head, rows end to end; all columns where counting them would mean waiting for a device."""
+        if self.positions.device.type == "cpu":
+            return (self.positions >= 0).sum(-1).flatten().tolist()
+        return [self.positions.shape[-1]] * self.positions.shape[:2].numel()
+
 
 class Watch(Protocol):
     """Takes in the attention of one block of queries tile by tile, the heads of all rows end to end."""
