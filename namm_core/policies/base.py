@@ -52,7 +52,10 @@ class Watch(Protocol):
         ...
 
     def show(self, weights: Tensor) -> None:
-        """The next queries' attention (heads, groups, queries, keys), float32; keys from `first` to the last query."""
+        """The next queries' attention (heads, groups, queries, keys), float32; keys from `first` to the last query.
+
+        The tensor is the watch's to overwrite.
+        """
         ...
 
     def end(self) -> None:
