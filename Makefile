@@ -10,6 +10,8 @@ TORCH_INDEX ?=
 PYTEST_ARGS ?=
 # For instance --seed 1 --folder build/chaos, or --small.
 CHAOS_ARGS ?=
+# For instance --quick.
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 # Spinning threads on shared cores cost a factor of ten.
@@ -48,6 +50,10 @@ chaos: setup
 # A real cluster on this machine, in network namespaces; needs root, says so where it is not.
 cluster-test: setup
 	$(BIN)/python -m tests.system.cluster
+
+# What the memory costs on a CPU beside the full cache: tokens per CPU-second, memory, where the time goes.
+bench: setup
+	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
 
 # What handing out the work costs, and what a second worker brings.
 bench-dispatch: setup

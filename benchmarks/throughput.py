@@ -39,6 +39,7 @@ SIZES = ((2048, 0.4), (8192, 0.4), (8192, 0.12))
 BOUNDS = {"ratio_2048": 0.6, "ratio_8192_kept40": 0.6, "ratio_8192_kept12": 1.0}
 SECTIONS = ("linear layers", "attention", "spectrogram", "scorer", "compaction", "other")
 FUSED = ("full, fused, batch 1", "full, fused, batch 8")
+EAGER = "full, eager"
 NAMM = "NAMM, 8 candidates"
 
 
@@ -162,7 +163,7 @@ class Bench:
         return {
             FUSED[0]: (1, lambda: self.stock("sdpa", tokens, 1)),
             FUSED[1]: (CANDIDATES, lambda: self.stock("sdpa", tokens, CANDIDATES)),
-            "full, eager": (1, lambda: self.stock("eager", tokens, 1)),
+            EAGER: (1, lambda: self.stock("eager", tokens, 1)),
             "keep everything": (1, lambda: self.memory(Full(), tokens)),
             "NAMM, 1 candidate": (1, lambda: self.memory(self.namm(1, share), tokens)),
             NAMM: (CANDIDATES, lambda: self.memory(self.namm(CANDIDATES, share), tokens)),
@@ -256,24 +257,29 @@ def measure(bench: Bench, size: tuple[int, float], threads: int, repeats: int, o
     tokens, share = size
     torch.set_num_threads(threads)
     variants = {name: v for name, v in bench.variants(tokens, share).items() if only in name or name in FUSED}
+    if threads > 1 or size == SIZES[2]:
+        variants.pop(EAGER, None)  # measured once a length
     figures = {}
     for name, (rows, run) in variants.items():
         figure = figures[name] = Figure(name, tokens, 1.0, threads, rows)
 
         def once(figure=figure, run=run):
+            start = time.process_time()
             figure.kept = run()
+            figure.seconds = [time.process_time() - start]
 
-        if threads == 1:
-            figure.peak = peak_memory(once)
-        if threads == 1 and not quick:
+        figure.peak = peak_memory(once)
+        if threads == 1 and rows == 1 and name != EAGER and not quick:
             figure.share = sections(bench.model, run)
-    for repeat in range(repeats):
+    for name, figure in figures.items():
+        if name != EAGER:  # slow, and in no ratio: its first run counts
+            figure.seconds = []
+    for _ in range(repeats):
         for name, (_, run) in variants.items():
-            if name == "full, eager" and repeat:
-                continue  # slow, and in no ratio
-            timer = Timer("run()", globals={"run": run}, timer=time.process_time, num_threads=threads)
-            figures[name].seconds += timer.timeit(1).raw_times
-            print(f"  {tokens} {share} {name}: {figures[name].seconds[-1]:.2f} s", file=sys.stderr, flush=True)
+            if name != EAGER:
+                timer = Timer("run()", globals={"run": run}, timer=time.process_time, num_threads=threads)
+                figures[name].seconds += timer.timeit(1).raw_times
+                print(f"  {tokens} {share} {name}: {figures[name].seconds[-1]:.2f} s", file=sys.stderr, flush=True)
     return list(figures.values())
 
 
@@ -330,7 +336,14 @@ def main() -> int:
     for threads in options.threads:
         for i in options.size:
             tokens, share = SIZES[i]
-            found = measure(bench, SIZES[i], threads, options.repeats, options.only, options.quick)
+            found = measure(
+                bench,
+                SIZES[i],
+                threads,
+                options.repeats if threads == options.threads[0] else 1,
+                options.only,
+                options.quick,
+            )
             figures += found
             if threads == options.threads[0]:
                 name = f"ratio_{tokens}" + (f"_kept{round(100 * share)}" if tokens > 2048 else "")

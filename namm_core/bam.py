@@ -13,6 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from namm_core.config import NammConfig
+from namm_core.tiles import QUERIES, grouped
+
+
+TOGETHER = 2048
+"""Tokens of backward attention in one call on a CPU: heads of unequal length are not padded to the longest."""
+LARGEST = 60.0
+"""Logits whose exponentials, added up over any number of tokens, float32 can hold."""
 
 
 def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
@@ -21,25 +28,59 @@ def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
     return {"w1": (e, 3 * d), "b1": (3 * d,), "w2": (d, 2 * e), "b2": (2 * e,), "w3": (e,), "b3": (1,)}
 
 
-def score(weights: dict[str, Tensor], embeddings: Tensor) -> Tensor:
+def score(weights: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None) -> Tensor:
     """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), *newest token first*.
 
-    weights: as `layout`, with one row or as many as the embeddings. Newest first, backward attention is causal
-    attention; padding, being last, is seen by nothing but padding.
+    weights: as `layout`, with one row or as many as the embeddings; widths: tokens of each head, rows end to end (None:
+    all); the rest is padding, whose scores mean nothing. Newest first, backward attention is causal attention; padding,
+    being last, is seen by nothing but padding.
     """
     rows, heads, tokens, features = embeddings.shape
     flat = embeddings.flatten(1, 2)
     if weights["w1"].shape[0] == 1 and rows > 1:
         flat = flat.flatten(0, 1)[None]
-
-    def linear(x: Tensor, w: str, b: str) -> Tensor:
-        return torch.baddbmm(weights[b][:, None], x, weights[w])
-
-    qkv = linear(flat, "w1", "b1").view(rows, heads, tokens, -1)
-    q, k, v = qkv.chunk(3, dim=-1)
-    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    out = linear(attended.reshape(flat.shape[0], flat.shape[1], -1), "w2", "b2")
+    d = weights["w2"].shape[1]
+    wq, wv = weights["w1"].split([2 * d, d], dim=2)
+    bq, bv = weights["b1"].split([2 * d, d], dim=1)
+    qk = torch.baddbmm(bq[:, None], flat, wq).view(rows * heads, tokens, 2 * d)
+    seen = _attend(qk, embeddings.flatten(0, 1), widths or [tokens] * (rows * heads))
+    # Attention's weights add up to one: (att (e Wv + bv)) W2 + b2 = (att e) Wv W2 + bv W2 + b2, without e's values.
+    w, b = torch.matmul(wv, weights["w2"]), torch.baddbmm(weights["b2"][:, None], bv[:, None], weights["w2"])
+    out = torch.baddbmm(b, seen.view_as(flat), w)
     residual, multiplier = out.chunk(2, dim=-1)
     hidden = torch.addcmul(flat + residual, flat, multiplier)  # e (1 + mult) + res
     scores = torch.baddbmm(weights["b3"][:, None], hidden, weights["w3"][..., None])
     return scores.view(rows, heads, tokens)
+
+
+def _attend(qk: Tensor, embeddings: Tensor, widths: list[int]) -> Tensor:
+    """Causal attention's mean of the embeddings (heads, tokens, features), by queries and keys (heads, tokens, 2 d)."""
+    heads, tokens, features = embeddings.shape
+    d, cpu = qk.shape[2] // 2, qk.device.type == "cpu"
+    # A column of ones adds up the weights in the same product; to whole vectors of the processor.
+    values = F.pad(embeddings, (0, 1), value=1.0)
+    values = F.pad(values, (0, -(features + 1) % 16))
+    out = torch.zeros_like(values)
+    for some, width in grouped(widths, TOGETHER if cpu else heads * tokens):
+        q, k = qk[some, :width].split(d, dim=2)
+        v = values[some, :width]
+        # Where no weight can overflow, the largest logit need not be found first.
+        if cpu and not qk.requires_grad and float(q.norm(dim=2).amax() * k.norm(dim=2).amax()) < LARGEST * d**0.5:
+            _exponentials(q * d**-0.5, k.transpose(1, 2), v, out[some, :width])
+        else:
+            out[some, :width] = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], is_causal=True)[:, 0]
+    # Padding between the heads' own tokens and the widest one's has weights that add up to zero.
+    return out[..., :features] / out[..., features, None].clamp(min=torch.finfo(out.dtype).tiny)
+
+
+def _exponentials(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    """Causal attention that is not yet divided by the sum of its weights, in tiles that stay in the cache."""
+    heads, width, _ = q.shape
+    tile = q.new_empty(heads * QUERIES * width)
+    past = torch.ones(QUERIES, QUERIES).tril_()
+    for start in range(0, width, QUERIES):
+        stop = min(start + QUERIES, width)
+        weights = tile[: heads * (stop - start) * stop].view(heads, stop - start, stop)
+        torch.bmm(q[:, start:stop], k[:, :, :stop], out=weights)
+        weights.exp_()[..., start:] *= past[: stop - start, : stop - start]  # exp(-inf) takes twenty times as long
+        out[:, start:stop] = torch.bmm(weights, v[:, :stop])

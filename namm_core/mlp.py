@@ -21,10 +21,10 @@ def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
     return {"w1": (e, e), "b1": (e,), "w2": (e,), "b2": (1,)}
 
 
-def score(weights: dict[str, Tensor], embeddings: Tensor) -> Tensor:
+def score(weights: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None) -> Tensor:
     """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), in any order of tokens.
 
-    weights: as `layout`, with one row or as many as the embeddings.
+    weights: as `layout`, with one row or as many as the embeddings; widths: of no use here.
     """
     flat = embeddings.flatten(1, 2)
     if weights["w1"].shape[0] == 1 and len(embeddings) > 1:

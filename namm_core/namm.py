@@ -109,7 +109,8 @@ class Namm:
     def scores(self, state: State, view: View) -> Tensor:
         """(rows, kv_heads, keys) scores of all cached tokens, columns as in `view`, padding on the left."""
         # Newest first: backward attention becomes causal attention, and the padding in front comes last.
-        return scorer.score(self.config, self.weights_at(view), self.embeddings(state, view).flip(2)).flip(2)
+        embeddings = self.embeddings(state, view).flip(2)
+        return scorer.score(self.config, self.weights_at(view), embeddings, view.widths()).flip(2)
 
     def embeddings(self, state: State, view: View) -> Tensor:
         """(rows, kv_heads, keys, features) of all cached tokens: age, then normalised spectrogram."""

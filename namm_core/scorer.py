@@ -32,9 +32,12 @@ def unpack(config: NammConfig, theta: Tensor) -> dict[str, Tensor]:
     return parts
 
 
-def score(config: NammConfig, weights: dict[str, Tensor], embeddings: Tensor) -> Tensor:
+def score(
+    config: NammConfig, weights: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None
+) -> Tensor:
     """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), *newest token first*.
 
-    weights: `unpack(...)`, with one row or as many as the embeddings.
+    weights: `unpack(...)`, with one row or as many as the embeddings; widths: tokens of each head, rows end to end, where
+    the rest of it is padding.
     """
-    return _SCORERS[config.scorer].score(weights, embeddings)
+    return _SCORERS[config.scorer].score(weights, embeddings, widths)

@@ -173,15 +173,18 @@ class _Watch:
         sum_of_groups(weights, signal[recent:].transpose(0, 1))
         frames = (recent + new) // self._hop - 1
         if frames:
-            self._transform(signal, frames)
+            self._transform(signal, frames, weights)
         self._recent = torch.nn.functional.pad(signal[frames * self._hop :], (0, self._average.shape[2] - keys))
 
-    def _transform(self, signal: Tensor, frames: int) -> None:
+    def _transform(self, signal: Tensor, frames: int, room: Tensor) -> None:
+        """Adds the magnitudes of `frames` frames; the transforms take the place of `room`, which is in the cache."""
         _, heads, keys = signal.shape
         size, top = heads * keys, self._n_fft // 2
         cut = signal.as_strided((frames, self._n_fft, size), (self._hop * size, size, 1))
         basis = _basis(self._spectrogram.config, frames, 1 / self._groups, signal.device)
-        parts = torch.bmm(basis, cut).square_()
+        products = frames * self._n_fft * size
+        room = room.view(-1)[:products] if room.numel() >= products else room.new_empty(products)
+        parts = torch.bmm(basis, cut, out=room.view(frames, self._n_fft, size)).square_()
         power = parts[:, : top + 1]
         power[:, 1:top] += parts[:, top + 1 :]
         power.sqrt_()

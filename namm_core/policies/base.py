@@ -44,6 +44,12 @@ class View:
     scaling: float = 1.0
     """Attention logits are query . key times this."""
 
+    def widths(self) -> list[int]:
+        """Tokens of each head, rows end to end; all columns where counting them would mean waiting for a device."""
+        if self.positions.device.type == "cpu":
+            return (self.positions >= 0).sum(-1).flatten().tolist()
+        return [self.positions.shape[-1]] * self.positions.shape[:2].numel()
+
 
 class Watch(Protocol):
     """Takes in the attention of one block of queries tile by tile, the heads of all rows end to end."""
@@ -53,7 +59,10 @@ class Watch(Protocol):
         ...
 
     def show(self, weights: Tensor) -> None:
-        """The next queries' attention (heads, groups, queries, keys), float32; keys from `first` to the last query."""
+        """The next queries' attention (heads, groups, queries, keys), float32; keys from `first` to the last query.
+
+        The tensor is the watch's to overwrite.
+        """
         ...
 
     def end(self) -> None:
