@@ -15,7 +15,6 @@ from torch import Tensor
 from namm_core.config import NammConfig
 from namm_core.tiles import QUERIES, grouped
 
-
 TOGETHER = 2048
 """Tokens of backward attention in one call on a CPU: heads of unequal length are not padded to the longest."""
 LARGEST = 60.0

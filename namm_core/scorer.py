@@ -37,7 +37,7 @@ def score(
 ) -> Tensor:
     """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), *newest token first*.
 
-    weights: `unpack(...)`, with one row or as many as the embeddings; widths: tokens of each head, rows end to end, where
-    the rest of it is padding.
+    weights: `unpack(...)`, with one row or as many as the embeddings; widths: tokens of each head, rows end to end; the
+    rest is padding.
     """
     return _SCORERS[config.scorer].score(weights, embeddings, widths)
