@@ -60,11 +60,15 @@ def _attend(qk: Tensor, embeddings: Tensor, widths: list[int]) -> Tensor:
     values = F.pad(embeddings, (0, 1), value=1.0)
     values = F.pad(values, (0, -(features + 1) % 16))
     out = torch.zeros_like(values)
+    largest = []
+    if cpu and not qk.requires_grad:  # no product of a head's query and key exceeds that of the longest of both
+        longest = qk.unflatten(2, (2, d)).square().sum(-1).amax(1).sqrt()
+        largest = (longest[:, 0] * longest[:, 1] * d**-0.5).tolist()
     for some, width in grouped(widths, TOGETHER if cpu else heads * tokens):
         q, k = qk[some, :width].split(d, dim=2)
         v = values[some, :width]
         # Where no weight can overflow, the largest logit need not be found first.
-        if cpu and not qk.requires_grad and float(q.norm(dim=2).amax() * k.norm(dim=2).amax()) < LARGEST * d**0.5:
+        if largest and max(largest[some]) < LARGEST:
             _exponentials(q * d**-0.5, k.transpose(1, 2), v, out[some, :width])
         else:
             out[some, :width] = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], is_causal=True)[:, 0]

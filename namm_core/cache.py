@@ -20,6 +20,7 @@ from namm_core.blocks import Block, plan
 from namm_core.holding import Held
 from namm_core.packing import gather_keys, packing
 from namm_core.policies.base import Policy, View, Watch
+from namm_core.ragged import dense
 from namm_core.tiles import Whole
 
 
@@ -170,9 +171,10 @@ class MemoryLayer(CacheLayerMixin):
         self._moved = True
         index, kept = packing(keep)
         self.ragged = not bool(kept.all())
-        wide = index[..., None]
-        self.keys = self.keys.gather(2, wide.expand(-1, -1, -1, self.keys.shape[3]))
-        self.values = self.values.gather(2, wide.expand(-1, -1, -1, self.values.shape[3]))
+        heads = torch.arange(index.shape[:2].numel(), device=index.device).view(*index.shape[:2], 1)
+        tokens = index + heads * keep.shape[2]
+        self.keys = dense(self.keys.flatten(0, 2), tokens)
+        self.values = dense(self.values.flatten(0, 2), tokens)
         self.positions = self.positions.gather(2, index).masked_fill_(~kept, -1)
         self.state = {name: gather_keys(t, index, kept) for name, t in self.state.items()}
         self.widths = self._widths()
