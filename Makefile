@@ -59,10 +59,6 @@ bench: setup
 bench-dispatch: setup
 	$(BIN)/python -m benchmarks.dispatch
 
-# What a memory costs on a CPU beside the full cache.
-bench: setup
-	$(BIN)/python -m benchmarks.throughput
-
 # Peak memory of 1 to 32 sequences beside the stock cache's.
 bench-memory: setup
 	$(BIN)/python -m benchmarks.memory
