@@ -8,6 +8,7 @@ Knows no files and no jobs' settings.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ GIB = 2**30
 PENDING = 15
 """Most queries of an unfinished hop that are held."""
 THETA = 4172
-"""Parameters of the memory, each 2 FLOP a key at an update."""
+"""Parameters of the memory."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Job:
     tokens: int = 32_768
     """Of a prompt."""
     kept: float = 0.3
-    """Kept fraction right after an update, as stored: a layer is as wide as its fullest head."""
+    """Kept fraction right after an update; while a layer computes, it is as wide as its fullest head."""
     rows: int = 1
     """candidates_per_call x samples_per_call: rows of one batch."""
     population: int = 64
@@ -77,6 +78,11 @@ class Job:
         for start in range(0, self.tokens, self.memory.update_interval):
             new = min(self.memory.update_interval, self.tokens - start)
             yield new, self.kept * start + new
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether heads hold different numbers of tokens, stored end to end."""
+        return self.memory.selection == "ragged" and self.kept < 1
 
     @property
     def held(self) -> float:
@@ -151,21 +157,27 @@ def memory(model: Model, job: Job) -> Memory:
     heads = job.rows * model.layers * model.kv_heads
     cache = job.rows * model.token * job.held
     state = heads * job.held * state_bytes(model, job, job.tokens % job.memory.hop)
-    fullest = max(new * columns for new, columns in job.blocks())
-    # Bytes for each (query, key): scores, the softmax and, where scores are not float32, their copy, beside the last
-    # block's mean; or scores, softmax and three means over query groups; or (few groups) eight arrays of spectrogram.
-    softmax = model.heads * (8 if model.bytes == 4 else model.bytes + 8) + 4 * model.kv_heads
-    mean = model.heads * (model.bytes + 4) + 12 * model.kv_heads
-    inside = job.rows * fullest * max(softmax, mean, 32 * model.kv_heads)
+    new, columns = max(job.blocks(), key=lambda block: block[0] * block[1])
+    # Bytes for each (query, key) of a block, which a GPU takes in one tile (namm_core.tiles): the softmax with, where
+    # scores are not float32, scores and their copy; or, while it is transformed, the weights and their sum over query
+    # groups (the transforms take the weights' place if a group has two heads).
+    softmax = model.heads * (4 if model.bytes == 4 else model.bytes + 8)
+    transform = model.heads * (4 if model.bytes == 4 else model.bytes + 4) + 4 * model.kv_heads
+    if model.heads == model.kv_heads:
+        transform += 8 * model.kv_heads
+    # Beside it: the block's queries, scaled and in another order, and its results; the layer's own, made dense.
+    of_block = new * model.bytes * (4 * model.heads * model.head + new)
+    dense = columns * model.kv_heads * (2 * model.head * model.bytes + state_bytes(model, job, 0))
+    inside = job.rows * (new * columns * max(softmax, transform) + dense) + of_block * job.rows
     whole = job.rows * job.tokens * model.bytes
-    projections = 2 * model.hidden + 2 * model.heads * model.head + 2 * model.kv_heads * model.head
+    projections = 3 * model.hidden + 2 * model.heads * model.head + 2 * model.kv_heads * model.head
     return Memory(
         weights=model.bytes * model.parameters,
         cache=cache,
         state=state,
         attention=whole * projections + inside,
-        mlp=whole * (2 * model.hidden + 3 * model.mlp),
-        decode=cache + heads * job.held * state_bytes(model, job, PENDING),
+        mlp=whole * (3 * model.hidden + 3 * model.mlp),
+        decode=(0 if job.end_to_end else cache) + heads * job.held * state_bytes(model, job, PENDING),
     )
 
 
@@ -176,21 +188,39 @@ def work(model: Model, job: Job) -> Work:
     columns = sum(columns for new, columns in job.blocks() if new == job.memory.update_interval)
     heads = model.layers * model.kv_heads
     groups = model.heads // model.kv_heads
-    # Bytes for each (query, key) of a query head, then of a KV head (mean over its group, spectrogram); for each key
-    # at an update (what is held is moved, backward attention); for each token (the model's norms and activations).
-    of_head = 4 * model.bytes + (12 if model.bytes == 4 else 4 * model.bytes + 16)
-    of_kv_head = 12 * groups - 4 + 112
-    of_key = 8 * model.head * model.bytes + 2600
-    of_token = model.bytes * (65 * model.hidden + 8 * model.mlp)
+    own = sum(new * new for new, _ in job.blocks())
+    hidden = own + (seen - own if job.end_to_end else 0)  # later tokens; padding of heads that hold fewer
+    # Bytes for each (query, key) of a query head, and where something is hidden; then of a KV head (sum over its group,
+    # spectrogram); for each key at an update (what is held is moved, backward attention); for each token (the model's
+    # norms and activations).
+    of_head = 16 if model.bytes == 4 else 4 * model.bytes + 16
+    of_hidden = 4 * model.bytes
+    of_group = max(12 * (groups - 1), 8)
+    of_kv_head = of_group + 64
+    of_key = 8 * model.head * model.bytes + 6000
+    of_hidden_size = 28 if model.bytes == 4 else 50
+    of_token = of_hidden_size * model.hidden + (26 * model.heads + 16 * model.kv_heads) * model.head + 8 * model.mlp
+    # FLOP of backward attention for each pair of keys, half of which it sees, and of its linear layers for each key.
+    features, size = job.memory.features, job.memory.hidden
+    backward = size + 16 * math.ceil((features + 1) / 16)
+    linear = 2 * features * (2 * size + 2 * features + 1)
     steps = job.answer - 1 + job.reference - 1
-    held = model.token * job.held, heads * job.held * state_bytes(model, job, PENDING // 2)
+    # Of each step and key: keys and values are copied with the new one and read, the state is copied; attention as
+    # above; pending queries to float32 and back; positions, and every 16 steps the spectrogram of a hop. What is stored
+    # end to end is copied twice more, the state's way back included, and has an index.
+    size, state = 2 * model.head * model.bytes, state_bytes(model, job, PENDING // 2)
+    step = 3 * size + 2 * state + groups * of_head + of_group + 12 * (PENDING // 2 + 1) + 140
+    if job.end_to_end:
+        step += 4 * size + 4 * state + 200
     return Work(
         linear=2 * model.linear * job.tokens + 2 * model.hidden * model.vocabulary,
         attention=4 * model.layers * model.heads * model.head * seen,
-        memory=heads * (4 * job.memory.hop * seen + 2 * job.memory.hidden * squares + 2 * THETA * columns),
-        own_traffic=model.layers * job.tokens * of_token,
-        traffic=model.layers * seen * (model.heads * of_head + model.kv_heads * of_kv_head) + heads * columns * of_key,
-        decode=steps * (model.bytes * model.parameters / job.rows + 3 * held[0] + 2 * held[1]),
+        memory=heads * (4 * job.memory.n_fft * seen + backward * squares + linear * columns),
+        own_traffic=model.layers * job.tokens * model.bytes * of_token,
+        traffic=model.layers * seen * (model.heads * of_head + model.kv_heads * of_kv_head)
+        + model.layers * hidden * model.heads * of_hidden
+        + heads * columns * of_key,
+        decode=steps * (model.bytes * model.parameters / job.rows + heads * job.held * step),
     )
 
 
