@@ -112,6 +112,8 @@ class Figure:
     kept: float
     threads: int
     rows: int
+    forced: float
+    """The share of the NAMMs beside it."""
     seconds: list[float] = field(default_factory=list)
     """Process time of each repetition."""
     peak: float | None = None
@@ -261,7 +263,7 @@ def measure(bench: Bench, size: tuple[int, float], threads: int, repeats: int, o
         variants.pop(EAGER, None)  # measured once a length
     figures = {}
     for name, (rows, run) in variants.items():
-        figure = figures[name] = Figure(name, tokens, 1.0, threads, rows)
+        figure = figures[name] = Figure(name, tokens, 1.0, threads, rows, share)
 
         def once(figure=figure, run=run):
             start = time.process_time()
@@ -309,12 +311,12 @@ def table(figures: list[Figure]) -> list[str]:
     best: dict[tuple, float] = {}
     for f in figures:
         if f.variant in FUSED:
-            best[f.tokens, f.threads] = max(best.get((f.tokens, f.threads), 0.0), f.rate)
+            best[f.tokens, f.forced, f.threads] = max(best.get((f.tokens, f.forced, f.threads), 0.0), f.rate)
     for f in figures:
         shares = [f"{100 * f.share[name]:.0f} %" if f.share else "" for name in SECTIONS]
         peak = "" if f.peak is None else f"{f.peak:.0f}"
         cells = [f.tokens, f.threads, f.variant, f"{f.kept:.2f}", f"{f.rate:,.0f}"]
-        cells += [f"{f.rate / best[f.tokens, f.threads]:.2f}", peak, *shares]
+        cells += [f"{f.rate / best[f.tokens, f.forced, f.threads]:.2f}", peak, *shares]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 
