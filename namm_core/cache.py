@@ -43,7 +43,7 @@ class MemoryLayer(CacheLayerMixin):
         self.rotary = embedding
         """The layer's rotary embedding, where it is known."""
         self.tiled = tiled
-        """Whether attention runs in tiles that fit a cache, each head as wide as it is; None until a device is known."""
+        """Whether attention runs in tiles that fit a processor's cache; None until the device is known."""
         self.scaling = 1.0
         """Attention logits are query . key times this; set by the attention function."""
         self.seen = 0
@@ -231,7 +231,7 @@ class MemoryCache(Cache):
 
     model: any transformers model whose attention goes through `AttentionInterface`; its attention function is set
     here, and set back by `detach` (or at the end of a `with` block). policy: a `Namm` or any other `Policy`. tiled:
-    whether attention runs in tiles that fit a processor's cache, or in one of a whole block; None: tiles on a CPU alone.
+    whether attention runs in tiles that fit a processor's cache, or in one for a whole block; None: tiles on CPUs.
     Raises ValueError for models that it cannot serve (`namm_core.support` says which), or that cannot exchange their
     attention function; calls whose answer would be wrong raise ValueError before they begin.
     """

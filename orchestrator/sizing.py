@@ -158,70 +158,79 @@ def memory(model: Model, job: Job) -> Memory:
     cache = job.rows * model.token * job.held
     state = heads * job.held * state_bytes(model, job, job.tokens % job.memory.hop)
     new, columns = max(job.blocks(), key=lambda block: block[0] * block[1])
-    # Bytes for each (query, key) of a block, which a GPU takes in one tile (namm_core.tiles): the softmax with, where
-    # scores are not float32, scores and their copy; or, while it is transformed, the weights and their sum over query
-    # groups (the transforms take the weights' place if a group has two heads).
+    # Bytes for each (query, key) of a block, which a GPU takes in one tile (`namm_core.tiles`): the softmax with, where
+    # scores are not float32, scores and their copy; or weights and their sum over query groups while it is transformed
+    # (the transforms take the weights' place where a group has two heads).
     softmax = model.heads * (4 if model.bytes == 4 else model.bytes + 8)
     transform = model.heads * (4 if model.bytes == 4 else model.bytes + 4) + 4 * model.kv_heads
-    if model.heads == model.kv_heads:
-        transform += 8 * model.kv_heads
-    # Beside it: the block's queries, scaled and in another order, and its results; the layer's own, made dense.
+    transform += 8 * model.kv_heads if model.heads == model.kv_heads else 0
+    # Beside them the block's queries, scaled and in another order, its results and its mask; the layer's own, dense.
     of_block = new * model.bytes * (4 * model.heads * model.head + new)
     dense = columns * model.kv_heads * (2 * model.head * model.bytes + state_bytes(model, job, 0))
-    inside = job.rows * (new * columns * max(softmax, transform) + dense) + of_block * job.rows
+    inside = job.rows * (new * columns * max(softmax, transform) + of_block + dense)
     whole = job.rows * job.tokens * model.bytes
-    projections = 3 * model.hidden + 2 * model.heads * model.head + 2 * model.kv_heads * model.head
+    # In attention: embeddings, the layer's input, the same normed, queries, results, keys, values, cosines, sines. In the
+    # MLP: embeddings, the layer's input, what attention made of it, that normed, cosines, sines, gate, up, product.
+    projections = 3 * model.hidden + 2 * (model.heads + model.kv_heads + 1) * model.head
     return Memory(
         weights=model.bytes * model.parameters,
         cache=cache,
         state=state,
         attention=whole * projections + inside,
-        mlp=whole * (3 * model.hidden + 3 * model.mlp),
+        mlp=whole * (4 * model.hidden + 2 * model.head + 3 * model.mlp),
         decode=(0 if job.end_to_end else cache) + heads * job.held * state_bytes(model, job, PENDING),
     )
 
 
 def work(model: Model, job: Job) -> Work:
     """What one row of a batch takes, with a memory."""
+    whole = [columns for new, columns in job.blocks() if new == job.memory.update_interval]
     seen = sum(new * columns for new, columns in job.blocks())
-    squares = sum(columns**2 for new, columns in job.blocks() if new == job.memory.update_interval)
-    columns = sum(columns for new, columns in job.blocks() if new == job.memory.update_interval)
-    heads = model.layers * model.kv_heads
-    groups = model.heads // model.kv_heads
-    own = sum(new * new for new, _ in job.blocks())
-    hidden = own + (seen - own if job.end_to_end else 0)  # later tokens; padding of heads that hold fewer
-    # Bytes for each (query, key) of a query head, and where something is hidden; then of a KV head (sum over its group,
-    # spectrogram); for each key at an update (what is held is moved, backward attention); for each token (the model's
-    # norms and activations).
-    of_head = 16 if model.bytes == 4 else 4 * model.bytes + 16
-    of_hidden = 4 * model.bytes
-    of_group = max(12 * (groups - 1), 8)
-    of_kv_head = of_group + 64
-    of_key = 8 * model.head * model.bytes + 6000
-    of_hidden_size = 28 if model.bytes == 4 else 50
-    of_token = of_hidden_size * model.hidden + (26 * model.heads + 16 * model.kv_heads) * model.head + 8 * model.mlp
-    # FLOP of backward attention for each pair of keys, half of which it sees, and of its linear layers for each key.
+    masked = sum(new * (columns if job.end_to_end else new) for new, columns in job.blocks())
+    heads, half = model.layers * model.kv_heads, model.bytes < 4
+    # FLOP of backward attention: for each pair of keys, half of which it sees (embeddings and a one, padded to whole
+    # vectors), and of its linear layers for each key.
     features, size = job.memory.features, job.memory.hidden
     backward = size + 16 * math.ceil((features + 1) / 16)
     linear = 2 * features * (2 * size + 2 * features + 1)
-    steps = job.answer - 1 + job.reference - 1
-    # Of each step and key: keys and values are copied with the new one and read, the state is copied; attention as
-    # above; pending queries to float32 and back; positions, and every 16 steps the spectrogram of a hop. What is stored
-    # end to end is copied twice more, the state's way back included, and has an index.
-    size, state = 2 * model.head * model.bytes, state_bytes(model, job, PENDING // 2)
-    step = 3 * size + 2 * state + groups * of_head + of_group + 12 * (PENDING // 2 + 1) + 140
-    if job.end_to_end:
-        step += 4 * size + 4 * state + 200
+    # Bytes for each (query, key) of a KV head, and for a mask; for each key at an update (what is held is moved,
+    # backward attention); for each token (the model's norms and activations).
+    of_pair = _pair_bytes(model) + 64  # and the spectrogram
+    of_mask = 4 * model.bytes * model.heads
+    of_key = 8 * model.head * model.bytes + 6000
+    of_token = (50 if half else 28) * model.hidden + (26 * model.heads + 16 * model.kv_heads) * model.head
+    of_token = model.bytes * (of_token + 8 * model.mlp)
+    pairs = model.kv_heads * of_pair * seen + of_mask * masked
     return Work(
         linear=2 * model.linear * job.tokens + 2 * model.hidden * model.vocabulary,
         attention=4 * model.layers * model.heads * model.head * seen,
-        memory=heads * (4 * job.memory.n_fft * seen + backward * squares + linear * columns),
-        own_traffic=model.layers * job.tokens * model.bytes * of_token,
-        traffic=model.layers * seen * (model.heads * of_head + model.kv_heads * of_kv_head)
-        + model.layers * hidden * model.heads * of_hidden
-        + heads * columns * of_key,
-        decode=steps * (model.bytes * model.parameters / job.rows + heads * job.held * step),
+        memory=heads * (4 * job.memory.n_fft * seen + backward * sum(k * k for k in whole) + linear * sum(whole)),
+        own_traffic=model.layers * job.tokens * of_token,
+        traffic=model.layers * pairs + heads * of_key * sum(whole),
+        decode=_decode(model, job, _step_bytes(model, job)),
     )
+
+
+def _pair_bytes(model: Model) -> int:
+    """Bytes moved for a (query, key) of a KV head: logits, softmax, weights for each query head, their sum."""
+    groups = model.heads // model.kv_heads
+    return groups * (16 if model.bytes == 4 else 4 * model.bytes + 16) + max(12 * (groups - 1), 8)
+
+
+def _step_bytes(model: Model, job: Job) -> int:
+    """Bytes moved for each key that a KV head holds, when one token is decoded."""
+    own, state = 2 * model.head * model.bytes, state_bytes(model, job, PENDING // 2)
+    # Keys and values are copied with the new one, and read; the state is copied, its pending queries to float32 and
+    # back; positions, and every 16 steps the spectrogram of a hop.
+    moved = 3 * own + 2 * state + _pair_bytes(model) + 12 * (PENDING // 2 + 1) + 140
+    # What is stored end to end is made dense by two copies more; the state's way back, an index.
+    return moved + (4 * own + 4 * state + 200 if job.end_to_end else 0)
+
+
+def _decode(model: Model, job: Job, of_key: float) -> float:
+    """Bytes moved while answer and reference are fed token by token."""
+    steps = job.answer - 1 + job.reference - 1
+    return steps * (model.bytes * model.parameters / job.rows + model.layers * model.kv_heads * job.held * of_key)
 
 
 def seconds(one: Work, gpu: Gpu) -> float:
@@ -237,7 +246,8 @@ def full_seconds(model: Model, job: Job, gpu: Gpu) -> float:
     whole = dataclasses.replace(job, kept=1.0)
     made = work(model, whole)
     attention = 2 * model.layers * model.heads * model.head * job.tokens**2
-    return seconds(dataclasses.replace(made, attention=attention, memory=0.0, traffic=0.0), gpu)
+    decode = _decode(model, whole, 6 * model.head * model.bytes)  # copied and read
+    return seconds(dataclasses.replace(made, attention=attention, memory=0.0, traffic=0.0, decode=decode), gpu)
 
 
 def generation_seconds(model: Model, job: Job, gpu: Gpu, gpus: int) -> float:

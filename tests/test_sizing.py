@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -140,17 +141,34 @@ def test_the_shipped_models_state():
     assert computed.cache == pytest.approx(cache.nbytes, rel=0.1)
 
 
-def test_the_worst_moment(prefill, tmp_path):
-    """The allocator's own count of a prefill; weights and prompt are there before."""
+def peak_of(run: Callable[[], object], folder: Path) -> int:
+    """Most bytes that were allocated at a time, by the allocator's own count."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        prefill.run()
-    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        run()
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
-    peak = np.cumsum([change for _, change in changes]).max()
+    return np.cumsum([change for _, change in changes]).max()
+
+
+def test_the_worst_moment(prefill, tmp_path):
+    """Of a prefill; weights and prompt are there before."""
+    peak = peak_of(prefill.run, tmp_path)
     computed = sizing.memory(prefill.shape, prefill.job)
     inside = computed.cache + computed.state + max(computed.attention, computed.mlp)
     assert inside == pytest.approx(peak, rel=0.15)
+
+
+@torch.no_grad()
+def test_the_worst_moment_in_an_mlp(tmp_path):
+    config = LlamaConfig(
+        hidden_size=128, num_hidden_layers=3, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2
+    )
+    model = LlamaForCausalLM(config).eval()
+    shape = sizing.Model(layers=3, hidden=128, heads=4, kv_heads=2, head=32, mlp=512, bytes=4)
+    ids = torch.zeros(1, 1024, dtype=torch.long)
+    peak = peak_of(lambda: model(ids, use_cache=False, logits_to_keep=1), tmp_path)
+    assert sizing.memory(shape, sizing.Job(tokens=1024)).mlp == pytest.approx(peak, rel=0.15)
 
 
 def test_the_work(prefill):
