@@ -169,8 +169,8 @@ def memory(model: Model, job: Job) -> Memory:
     dense = columns * model.kv_heads * (2 * model.head * model.bytes + state_bytes(model, job, 0))
     inside = job.rows * (new * columns * max(softmax, transform) + of_block + dense)
     whole = job.rows * job.tokens * model.bytes
-    # In attention: embeddings, the layer's input, the same normed, queries, results, keys, values, cosines, sines. In the
-    # MLP: embeddings, the layer's input, what attention made of it, that normed, cosines, sines, gate, up, product.
+    # In attention: embeddings, the layer's input, the same normed, queries, results, keys, values, cosines, sines.
+    # In the MLP: embeddings, the layer's input, attention's result, the same normed, cosines, sines, gate, up, product.
     projections = 3 * model.hidden + 2 * (model.heads + model.kv_heads + 1) * model.head
     return Memory(
         weights=model.bytes * model.parameters,
