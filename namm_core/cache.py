@@ -34,12 +34,16 @@ class MemoryLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, policy: Policy, index: int, embedding: rotary.Rotary | None = None) -> None:
+    def __init__(
+        self, policy: Policy, index: int, embedding: rotary.Rotary | None = None, tiled: bool | None = None
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.index = index
         self.rotary = embedding
         """The layer's rotary embedding, where it is known."""
+        self.tiled = tiled
+        """Whether attention runs in tiles that fit a processor's cache; None until the device is known."""
         self.scaling = 1.0
         """Attention logits are query . key times this; set by the attention function."""
         self.seen = 0
@@ -61,6 +65,8 @@ class MemoryLayer(CacheLayerMixin):
         if rows % known:
             raise ValueError(f"the policy has {known} rows (candidates), which do not divide a batch of {rows}")
         device = key_states.device
+        if self.tiled is None:
+            self.tiled = device.type == "cpu"
         self.held = Held(
             keys=key_states.new_empty(rows, heads, 0, key_states.shape[3]),
             values=value_states.new_empty(rows, heads, 0, value_states.shape[3]),
@@ -180,7 +186,7 @@ class MemoryLayer(CacheLayerMixin):
         self.widths = self._widths()
 
     def _widths(self) -> list[int]:
-        if self.ragged and self.positions.device.type == "cpu":  # elsewhere it would have to be waited for
+        if self.ragged and self.tiled:  # on a GPU it would have to be waited for
             return (self.positions >= 0).sum(-1).flatten().tolist()
         return [self.positions.shape[2]] * self.positions.shape[:2].numel()
 
@@ -224,16 +230,17 @@ class MemoryCache(Cache):
     """A key-value cache whose content a policy decides.
 
     model: any transformers model whose attention goes through `AttentionInterface`; its attention function is set
-    here, and set back by `detach` (or at the end of a `with` block). policy: a `Namm` or any other `Policy`.
+    here, and set back by `detach` (or at the end of a `with` block). policy: a `Namm` or any other `Policy`. tiled:
+    whether attention runs in tiles that fit a processor's cache, or in one for a whole block; None: tiles on CPUs.
     Raises ValueError for models that it cannot serve (`namm_core.support` says which), or that cannot exchange their
     attention function; calls whose answer would be wrong raise ValueError before they begin.
     """
 
-    def __init__(self, model: PreTrainedModel, policy: Policy) -> None:
+    def __init__(self, model: PreTrainedModel, policy: Policy, tiled: bool | None = None) -> None:
         config = model.config.get_text_config(decoder=True)
         support.check_model(model)
         super().__init__(
-            layers=[MemoryLayer(policy, i, rotary.find(model, i)) for i in range(config.num_hidden_layers)]
+            layers=[MemoryLayer(policy, i, rotary.find(model, i), tiled) for i in range(config.num_hidden_layers)]
         )
         self.policy = policy
         self._model = model

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from namm_core.policies.base import Policy, State
 
 CACHE = 1 << 20
-"""Bytes of probabilities in a tile on a CPU: with what is made of them they fit a core's second-level cache."""
+"""Bytes of probabilities in a tile on a CPU: with what is made of them they fit a core's second-level cache. A GPU has
+one tile for all heads and queries of a block: fewer, larger kernels (`MemoryLayer.tiled`)."""
 QUERIES = 128
 """Queries in a tile, while one head's still fit: longer tiles have better matrix products."""
 
@@ -38,12 +39,12 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, soft
     padding = (layer.positions < 0).flatten(0, 1) if layer.ragged else None
     out = queries.new_empty(rows * kv_heads, groups, new, values.shape[-1])
     watch = layer.watch(block, groups) if layer.policy.needs_attention else None
-    cpu = query.device.type == "cpu"
-    step = min(new, QUERIES) if cpu else new
+    step = min(new, QUERIES) if layer.tiled else new
     later = torch.full((step, step), lowest, dtype=query.dtype, device=query.device).triu_(1)
-    room = CACHE // (groups * step * query.element_size()) if cpu else rows * kv_heads * columns
+    room = CACHE // (groups * step * query.element_size()) if layer.tiled else rows * kv_heads * columns
     for some, width in grouped(layer.widths, room):
-        blank = columns - min(layer.widths[some])  # where some of these heads hold nothing
+        # Where some of these heads may hold nothing; of one tile for all, that is known without waiting for the device.
+        blank = columns - (min(layer.widths[some]) if layer.tiled else new)
         first = columns - width
         tile = queries.new_empty(groups * step * width * (some.stop - some.start))
         if watch is not None:
@@ -56,7 +57,7 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, soft
             torch.bmm(taken, keys[some, :, first:seen], out=scores)
             if softcap is not None:
                 scores.div_(softcap).tanh_().mul_(softcap)
-            if blank > first:
+            if padding is not None and blank > first:
                 scores[..., : blank - first] += padding[some, None, first:blank].to(scores.dtype) * lowest
             wide = scores.view(-1, groups, stop - start, seen - first)
             wide[..., start - stop :] += later[: stop - start, : stop - start]

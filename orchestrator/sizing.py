@@ -8,6 +8,7 @@ Knows no files and no jobs' settings.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ GIB = 2**30
 PENDING = 15
 """Most queries of an unfinished hop that are held."""
 THETA = 4172
-"""Parameters of the memory, each 2 FLOP a key at an update."""
+"""Parameters of the memory."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Job:
     tokens: int = 32_768
     """Of a prompt."""
     kept: float = 0.3
-    """Kept fraction right after an update, as stored: a layer is as wide as its fullest head."""
+    """Kept fraction right after an update; while a layer computes, it is as wide as its fullest head."""
     rows: int = 1
     """candidates_per_call x samples_per_call: rows of one batch."""
     population: int = 64
@@ -77,6 +78,11 @@ class Job:
         for start in range(0, self.tokens, self.memory.update_interval):
             new = min(self.memory.update_interval, self.tokens - start)
             yield new, self.kept * start + new
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether heads hold different numbers of tokens, stored end to end."""
+        return self.memory.selection == "ragged" and self.kept < 1
 
     @property
     def held(self) -> float:
@@ -151,47 +157,80 @@ def memory(model: Model, job: Job) -> Memory:
     heads = job.rows * model.layers * model.kv_heads
     cache = job.rows * model.token * job.held
     state = heads * job.held * state_bytes(model, job, job.tokens % job.memory.hop)
-    fullest = max(new * columns for new, columns in job.blocks())
-    # Bytes for each (query, key): scores, the softmax and, where scores are not float32, their copy, beside the last
-    # block's mean; or scores, softmax and three means over query groups; or (few groups) eight arrays of spectrogram.
-    softmax = model.heads * (8 if model.bytes == 4 else model.bytes + 8) + 4 * model.kv_heads
-    mean = model.heads * (model.bytes + 4) + 12 * model.kv_heads
-    inside = job.rows * fullest * max(softmax, mean, 32 * model.kv_heads)
+    new, columns = max(job.blocks(), key=lambda block: block[0] * block[1])
+    # Bytes for each (query, key) of a block, which a GPU takes in one tile (`namm_core.tiles`): the softmax with, where
+    # scores are not float32, scores and their copy; or weights and their sum over query groups while it is transformed
+    # (the transforms take the weights' place where a group has two heads).
+    softmax = model.heads * (4 if model.bytes == 4 else model.bytes + 8)
+    transform = model.heads * (4 if model.bytes == 4 else model.bytes + 4) + 4 * model.kv_heads
+    transform += 8 * model.kv_heads if model.heads == model.kv_heads else 0
+    # Beside them the block's queries, scaled and in another order, its results and its mask; the layer's own, dense.
+    of_block = new * model.bytes * (4 * model.heads * model.head + new)
+    dense = columns * model.kv_heads * (2 * model.head * model.bytes + state_bytes(model, job, 0))
+    inside = job.rows * (new * columns * max(softmax, transform) + of_block + dense)
     whole = job.rows * job.tokens * model.bytes
-    projections = 2 * model.hidden + 2 * model.heads * model.head + 2 * model.kv_heads * model.head
+    # In attention: embeddings, the layer's input, the same normed, queries, results, keys, values, cosines, sines.
+    # In the MLP: embeddings, the layer's input, attention's result, the same normed, cosines, sines, gate, up, product.
+    projections = 3 * model.hidden + 2 * (model.heads + model.kv_heads + 1) * model.head
     return Memory(
         weights=model.bytes * model.parameters,
         cache=cache,
         state=state,
         attention=whole * projections + inside,
-        mlp=whole * (2 * model.hidden + 3 * model.mlp),
-        decode=cache + heads * job.held * state_bytes(model, job, PENDING),
+        mlp=whole * (4 * model.hidden + 2 * model.head + 3 * model.mlp),
+        decode=(0 if job.end_to_end else cache) + heads * job.held * state_bytes(model, job, PENDING),
     )
 
 
 def work(model: Model, job: Job) -> Work:
     """What one row of a batch takes, with a memory."""
+    whole = [columns for new, columns in job.blocks() if new == job.memory.update_interval]
     seen = sum(new * columns for new, columns in job.blocks())
-    squares = sum(columns**2 for new, columns in job.blocks() if new == job.memory.update_interval)
-    columns = sum(columns for new, columns in job.blocks() if new == job.memory.update_interval)
-    heads = model.layers * model.kv_heads
-    groups = model.heads // model.kv_heads
-    # Bytes for each (query, key) of a query head, then of a KV head (mean over its group, spectrogram); for each key
-    # at an update (what is held is moved, backward attention); for each token (the model's norms and activations).
-    of_head = 4 * model.bytes + (12 if model.bytes == 4 else 4 * model.bytes + 16)
-    of_kv_head = 12 * groups - 4 + 112
-    of_key = 8 * model.head * model.bytes + 2600
-    of_token = model.bytes * (65 * model.hidden + 8 * model.mlp)
-    steps = job.answer - 1 + job.reference - 1
-    held = model.token * job.held, heads * job.held * state_bytes(model, job, PENDING // 2)
+    masked = sum(new * (columns if job.end_to_end else new) for new, columns in job.blocks())
+    heads, half = model.layers * model.kv_heads, model.bytes < 4
+    # FLOP of backward attention: for each pair of keys, half of which it sees (embeddings and a one, padded to whole
+    # vectors), and of its linear layers for each key.
+    features, size = job.memory.features, job.memory.hidden
+    backward = size + 16 * math.ceil((features + 1) / 16)
+    linear = 2 * features * (2 * size + 2 * features + 1)
+    # Bytes for each (query, key) of a KV head, and for a mask; for each key at an update (what is held is moved,
+    # backward attention); for each token (the model's norms and activations).
+    of_pair = _pair_bytes(model) + 64  # and the spectrogram
+    of_mask = 4 * model.bytes * model.heads
+    of_key = 8 * model.head * model.bytes + 6000
+    of_token = (50 if half else 28) * model.hidden + (26 * model.heads + 16 * model.kv_heads) * model.head
+    of_token = model.bytes * (of_token + 8 * model.mlp)
+    pairs = model.kv_heads * of_pair * seen + of_mask * masked
     return Work(
         linear=2 * model.linear * job.tokens + 2 * model.hidden * model.vocabulary,
         attention=4 * model.layers * model.heads * model.head * seen,
-        memory=heads * (4 * job.memory.hop * seen + 2 * job.memory.hidden * squares + 2 * THETA * columns),
+        memory=heads * (4 * job.memory.n_fft * seen + backward * sum(k * k for k in whole) + linear * sum(whole)),
         own_traffic=model.layers * job.tokens * of_token,
-        traffic=model.layers * seen * (model.heads * of_head + model.kv_heads * of_kv_head) + heads * columns * of_key,
-        decode=steps * (model.bytes * model.parameters / job.rows + 3 * held[0] + 2 * held[1]),
+        traffic=model.layers * pairs + heads * of_key * sum(whole),
+        decode=_decode(model, job, _step_bytes(model, job)),
     )
+
+
+def _pair_bytes(model: Model) -> int:
+    """Bytes moved for a (query, key) of a KV head: logits, softmax, weights for each query head, their sum."""
+    groups = model.heads // model.kv_heads
+    return groups * (16 if model.bytes == 4 else 4 * model.bytes + 16) + max(12 * (groups - 1), 8)
+
+
+def _step_bytes(model: Model, job: Job) -> int:
+    """Bytes moved for each key that a KV head holds, when one token is decoded."""
+    own, state = 2 * model.head * model.bytes, state_bytes(model, job, PENDING // 2)
+    # Keys and values are copied with the new one, and read; the state is copied, its pending queries to float32 and
+    # back; positions, and every 16 steps the spectrogram of a hop.
+    moved = 3 * own + 2 * state + _pair_bytes(model) + 12 * (PENDING // 2 + 1) + 140
+    # What is stored end to end is made dense by two copies more; the state's way back, an index.
+    return moved + (4 * own + 4 * state + 200 if job.end_to_end else 0)
+
+
+def _decode(model: Model, job: Job, of_key: float) -> float:
+    """Bytes moved while answer and reference are fed token by token."""
+    steps = job.answer - 1 + job.reference - 1
+    return steps * (model.bytes * model.parameters / job.rows + model.layers * model.kv_heads * job.held * of_key)
 
 
 def seconds(one: Work, gpu: Gpu) -> float:
@@ -207,7 +246,8 @@ def full_seconds(model: Model, job: Job, gpu: Gpu) -> float:
     whole = dataclasses.replace(job, kept=1.0)
     made = work(model, whole)
     attention = 2 * model.layers * model.heads * model.head * job.tokens**2
-    return seconds(dataclasses.replace(made, attention=attention, memory=0.0, traffic=0.0), gpu)
+    decode = _decode(model, whole, 6 * model.head * model.bytes)  # copied and read
+    return seconds(dataclasses.replace(made, attention=attention, memory=0.0, traffic=0.0, decode=decode), gpu)
 
 
 def generation_seconds(model: Model, job: Job, gpu: Gpu, gpus: int) -> float:

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ class Traffic(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func.name().partition("::")[2].partition(".")[0]
         if not (func.is_view or name in ("_unsafe_view", "empty", "empty_strided", "new_empty", "detach", "alias")):
-            read = args[1] if name == "copy_" else (args, kwargs)
+            given = {key: value for key, value in (kwargs or {}).items() if key != "out"}  # written, not read
+            read = args[1] if name == "copy_" else (args, given)
             moved = [t for t in tree_leaves((read, out)) if isinstance(t, torch.Tensor)]
             self.bytes += sum(t.numel() * t.element_size() for t in moved)
         return out
@@ -50,9 +52,9 @@ class Traffic(TorchDispatchMode):
 class Watched(Namm):
     """Notes (new tokens, columns) of each block that each layer shows it."""
 
-    def observe(self, state, attention, fed, counts):
-        self.blocks.append(tuple(attention.shape[2:]))
-        return super().observe(state, attention, fed, counts)
+    def watch(self, state, fed, new, groups):
+        self.blocks.append((new, state["average"].shape[-1]))
+        return super().watch(state, fed, new, groups)
 
 
 class RealBlocks(sizing.Job):
@@ -66,9 +68,9 @@ BLOCKS: dict[RealBlocks, list[tuple[int, float]]] = {}
 
 
 class Prefill:
-    """A prompt through a small random Llama with a memory that keeps all, or about a third."""
+    """A prompt through a small random Llama with a memory that keeps all, or about a third (of each head its own)."""
 
-    def __init__(self, dtype: torch.dtype, tokens: int, rows: int, all_kept: bool) -> None:
+    def __init__(self, dtype: torch.dtype, tokens: int, rows: int, all_kept: bool, ragged: bool = False) -> None:
         torch.manual_seed(0)
         shape = {"hidden_size": MODEL.hidden, "num_hidden_layers": MODEL.layers, "intermediate_size": MODEL.mlp}
         heads = {"num_attention_heads": MODEL.heads, "num_key_value_heads": MODEL.kv_heads, "head_dim": MODEL.head}
@@ -79,20 +81,28 @@ class Prefill:
         theta[-1] = 1.0
         if not all_kept:
             theta[-26:-18], theta[-1] = 1.0, -1.0  # by age alone
-        self.namm = Watched(CONFIG, theta)
+        if ragged:
+            for layer in self.model.model.layers:  # one KV head is read far more sharply than the other
+                layer.self_attn.q_proj.weight.data *= 30.0
+                layer.self_attn.q_proj.weight.data[: len(layer.self_attn.q_proj.weight) // 2] *= 4.0
+                layer.self_attn.k_proj.weight.data *= 10.0
+            theta[-26:-18], theta[-18], theta[-1] = 0.0, 100.0, -1.0  # by attention received
+        theta[2400:2464] = 4.0  # equal logits, so large that backward attention takes the kernel that a GPU takes
+        config = dataclasses.replace(CONFIG, selection="ragged" if ragged else "padded")
+        self.namm = Watched(config, theta)
         self.shape = dataclasses.replace(MODEL, bytes=torch.empty(0, dtype=dtype).element_size())
         cache = self.run()
         tail = tokens % CONFIG.update_interval
         wide = float(cache.kept_counts().double().mean())
         kept = (wide - tail) / (tokens - tail)
         assert all_kept or 0.1 < kept < 0.9
-        self.cache, self.job = cache, RealBlocks(tokens=tokens, kept=kept, rows=rows, memory=CONFIG)
+        self.cache, self.job = cache, RealBlocks(tokens=tokens, kept=kept, rows=rows, memory=config)
         layers = np.array(self.namm.blocks, float).reshape(MODEL.layers, -1, 2)
         BLOCKS[self.job] = [(int(new), columns) for new, columns in layers.mean(0)]
 
     def run(self) -> MemoryCache:
         self.namm.blocks = []
-        with torch.no_grad(), MemoryCache(self.model, self.namm) as cache:
+        with torch.no_grad(), MemoryCache(self.model, self.namm, tiled=False) as cache:
             self.model(self.ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cache
 
@@ -101,6 +111,7 @@ CASES = {
     "bfloat16, all kept": (torch.bfloat16, 2048, 1, True),
     "float32, some kept, a tail": (torch.float32, 1900, 1, False),
     "bfloat16, two rows, some kept": (torch.bfloat16, 1536, 2, False),
+    "bfloat16, heads of unequal length": (torch.bfloat16, 1536, 1, False, True),
 }
 
 
@@ -130,17 +141,34 @@ def test_the_shipped_models_state():
     assert computed.cache == pytest.approx(cache.nbytes, rel=0.1)
 
 
-def test_the_worst_moment(prefill, tmp_path):
-    """The allocator's own count of a prefill; weights and prompt are there before."""
+def peak_of(run: Callable[[], object], folder: Path) -> int:
+    """Most bytes that were allocated at a time, by the allocator's own count."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        prefill.run()
-    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        run()
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
-    peak = np.cumsum([change for _, change in changes]).max()
+    return np.cumsum([change for _, change in changes]).max()
+
+
+def test_the_worst_moment(prefill, tmp_path):
+    """Of a prefill; weights and prompt are there before."""
+    peak = peak_of(prefill.run, tmp_path)
     computed = sizing.memory(prefill.shape, prefill.job)
     inside = computed.cache + computed.state + max(computed.attention, computed.mlp)
     assert inside == pytest.approx(peak, rel=0.15)
+
+
+@torch.no_grad()
+def test_the_worst_moment_in_an_mlp(tmp_path):
+    config = LlamaConfig(
+        hidden_size=128, num_hidden_layers=3, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2
+    )
+    model = LlamaForCausalLM(config).eval()
+    shape = sizing.Model(layers=3, hidden=128, heads=4, kv_heads=2, head=32, mlp=512, bytes=4)
+    ids = torch.zeros(1, 1024, dtype=torch.long)
+    peak = peak_of(lambda: model(ids, use_cache=False, logits_to_keep=1), tmp_path)
+    assert sizing.memory(shape, sizing.Job(tokens=1024)).mlp == pytest.approx(peak, rel=0.15)
 
 
 def test_the_work(prefill):
@@ -152,13 +180,27 @@ def test_the_work(prefill):
     assert rows * computed.linear == pytest.approx(counted["mm"], rel=0.02)
     due = [columns for new, columns in prefill.job.blocks() if new == CONFIG.update_interval]
     heads = rows * MODEL.layers * MODEL.kv_heads
-    # The counter does not know this CPU's fused kernel, nor a mean as a product with weights.
+    # The counter does not know this CPU's fused kernel.
     fused = heads * 2 * CONFIG.hidden * sum(columns**2 for columns in due)
     rest = rows * (computed.attention + computed.memory) - fused
     assert rest == pytest.approx(counted["bmm"] + counted["baddbmm"], rel=0.05)
     with Traffic() as traffic:
         prefill.run()
     assert rows * (computed.own_traffic + computed.traffic) == pytest.approx(traffic.bytes, rel=0.2)
+
+
+def test_the_work_of_decoding(prefill):
+    """Step by step, over 16 of them: a whole hop."""
+    cache = prefill.run()
+    next_ids = prefill.ids[:, :1]
+    cache.attach()
+    with torch.no_grad(), cache, Traffic() as traffic:
+        for _ in range(16):
+            prefill.model(next_ids, past_key_values=cache, use_cache=True)
+    job = dataclasses.replace(prefill.job, answer=9, reference=9)
+    BLOCKS[job] = BLOCKS[prefill.job]
+    computed = sizing.work(prefill.shape, job)
+    assert prefill.job.rows * computed.decode == pytest.approx(traffic.bytes, rel=0.2)
 
 
 def test_journal_and_prompts(tmp_path):

@@ -57,10 +57,10 @@ def outcomes(model, statistics, selection):
 def cache_for(model, statistics, selection):
     """Makes a cache with the fast code's memory, one theta for all rows or one each."""
 
-    def make(theta) -> MemoryCache:
+    def make(theta, tiled: bool | None = None) -> MemoryCache:
         namm = Namm(NammConfig(update_interval=INTERVAL, selection=selection), theta)
         namm.statistics = FeatureStatistics(statistics.mean, statistics.var, statistics.count)
-        return MemoryCache(model, namm)
+        return MemoryCache(model, namm, tiled)
 
     return make
 
@@ -74,9 +74,10 @@ def assert_kept(cache, outcomes):
 
 @pytest.mark.parametrize("size", [1, 7, 32, 45, 200])
 @pytest.mark.parametrize("row", [0, 1])
-def test_one_text_fed_in_pieces(model, cache_for, outcomes, row, size):
+@pytest.mark.parametrize("tiled", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_one_text_fed_in_pieces(model, cache_for, outcomes, row, size, tiled):
     tokens = text(LENGTHS[row], row)[None]
-    with cache_for(parameters(len(LENGTHS), seed=7)[row]) as cache, torch.no_grad():
+    with cache_for(parameters(len(LENGTHS), seed=7)[row], tiled) as cache, torch.no_grad():
         logits = [model(piece, past_key_values=cache).logits[0] for piece in tokens.split(size, dim=1)]
         assert_kept(cache, outcomes[row : row + 1])
     np.testing.assert_allclose(torch.cat(logits).numpy(), outcomes[row].logits, atol=1e-4)

@@ -92,23 +92,25 @@ def test_memory_and_hours_by_hand():
     assert full.weights == namm.weights == weights
     assert full.cache == all_kept.cache == 32_768 * token == 4 * 2**30
     assert namm.cache == pytest.approx(0.3 * 4 * 2**30)
-    assert full.state == 0 and all_kept.state == 32_768 * layers * groups * (4 * (17 + 16) + 8)
+    assert full.state == 0 and all_kept.state == 32_768 * layers * groups * (4 * 17 + 2 * 16 + 4)
     held = [0.3 * 512 * i + 512 for i in range(64)]
     flop = 2 * linear * 32_768 + 2 * d * v + 4 * layers * query * s * sum(512 * k for k in held)
-    spectral = layers * groups * sum(64 * 512 * k + 64 * k * k + 8344 * k for k in held)
+    spectral = layers * groups * sum(128 * 512 * k + 64 * k * k + 5750 * k for k in held)
     kept = 0.3 * 32_768
-    state = layers * groups * (4 * (17 + 16 + 7) + 8)
-    written = layers * 32_768 * 2 * (65 * d + 8 * f)
-    inside = layers * sum(512 * k for k in held) * (44 * query + 108 * groups)
-    inside += layers * groups * sum(k * (8 * s * 2 + 2600) for k in held)
+    state = 4 * 17 + 2 * (16 + 7) + 4
+    of_step = layers * groups * (3 * 4 * s + 2 * state + 4 * 24 + 12 * 3 + 12 * 8 + 140)
+    written = layers * 32_768 * 2 * (50 * d + (26 * query + 16 * groups) * s + 8 * f)
+    inside = layers * sum(512 * k for k in held) * (24 * query + (12 * 3 + 64) * groups)
+    inside += layers * 32_768 * 512 * 8 * query  # the mask of what comes later
+    inside += layers * groups * sum(k * (8 * s * 2 + 6000) for k in held)
     plain_flop = 2 * linear * 32_768 + 2 * d * v + 2 * layers * query * s * 32_768**2
 
     def seconds(answer: float) -> tuple[float, float]:
         """With a memory, and with the full cache; answer and reference are written token by token."""
         steps = answer + 8 - 2
-        moved = written + inside + steps * (weights + kept * (3 * token + 2 * state))
+        moved = written + inside + steps * (weights + kept * of_step)
         namm = flop / (0.4 * 500e12) + spectral / (0.4 * 67e12) + moved / (0.7 * 3.35e12)
-        plain_moved = written + steps * (weights + 32_768 * (3 * token + 2 * state))
+        plain_moved = written + steps * (weights + 32_768 * 3 * token)
         return namm, plain_flop / (0.4 * 500e12) + plain_moved / (0.7 * 3.35e12)
 
     hours = 0.0
