@@ -18,3 +18,17 @@ def test_use_it(tmp_path, monkeypatch, capsys, small_model):
     printed = capsys.readouterr().out
     assert "Where is Anna? Paris" in printed
     assert "bytes of keys and values" in printed
+
+
+def test_without_the_package(tmp_path, monkeypatch, small_model):
+    """The line with `custom_generate`, on the shipped memory."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text = " ".join(README.read_text().split())
+    line = re.search(r"`(model\.generate\(ids, custom_generate=.*?\))`", text).group(1)
+    monkeypatch.chdir(small_model.parent.parent)
+    tokenizer = AutoTokenizer.from_pretrained("models/recall-small")
+    names = {"model": AutoModelForCausalLM.from_pretrained("models/recall-small")}
+    names["ids"] = tokenizer("Text: Anna:Paris. The farmer waited.\nWhere is Anna?", return_tensors="pt").input_ids
+    answer = eval(line, names)
+    assert "Where is Anna? Paris" in tokenizer.decode(answer[0])

@@ -1,0 +1,329 @@
+# A copy of namm_core/cache.py of the package namm (Apache-2.0), so that this folder needs no other.
+"""`MemoryCache`: the transformers cache that really frees what a policy forgets.
+
+    cache = MemoryCache(model, namm)
+    model.generate(input_ids, past_key_values=cache)
+
+Each layer holds its kept keys and values, true positions beside them, and the policy's state of the same tokens
+(`namm_core.holding`). Forgetting happens inside attention (`namm_core.attention`), layer by layer. Knows nothing of
+how a policy decides.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from . import attention, rotary, support
+from .blocks import Block, plan
+from .holding import Held
+from .packing import gather_keys, packing
+from .policies_base import Policy, View, Watch
+from .ragged import dense
+from .tiles import Whole
+
+
+class MemoryLayer(CacheLayerMixin):
+    """What one attention layer remembers.
+
+    During a forward call (`open` to `close`) `keys`, `values`, `positions` and `state` are dense, each head's tokens
+    packed to the right. Between calls, heads of unequal length are stored end to end (`Ragged`), and what came since
+    their last update stands behind them, dense.
+    """
+
+    is_sliding = False
+
+    def __init__(
+        self, policy: Policy, index: int, embedding: rotary.Rotary | None = None, tiled: bool | None = None
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.index = index
+        self.rotary = embedding
+        """The layer's rotary embedding, where it is known."""
+        self.tiled = tiled
+        """Whether attention runs in tiles that fit a processor's cache; None until the device is known."""
+        self.scaling = 1.0
+        """Attention logits are query . key times this; set by the attention function."""
+        self.seen = 0
+        """Columns fed, padding included."""
+        self.fed: list[int] = []
+        """Real tokens fed, per row."""
+        self.ragged = False
+        """Whether some head holds padding, in front of its tokens, while the layer is open."""
+        self.held: Held | None = None
+        """What the layer holds, while it is not open."""
+        self.pending = False
+        """Whether keys were handed on that attention has not yet read."""
+        self.shared = False
+        """Whether rows are still those of samples, each for all candidates: nothing is forgotten yet."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        rows, heads, _, _ = key_states.shape
+        known = 1 if self.shared else self.policy.rows
+        if rows % known:
+            raise ValueError(f"the policy has {known} rows (candidates), which do not divide a batch of {rows}")
+        device = key_states.device
+        if self.tiled is None:
+            self.tiled = device.type == "cpu"
+        self.held = Held(
+            keys=key_states.new_empty(rows, heads, 0, key_states.shape[3]),
+            values=value_states.new_empty(rows, heads, 0, value_states.shape[3]),
+            positions=torch.zeros(rows, heads, 0, dtype=torch.int32, device=device),
+            state=self.policy.start(rows, heads, device, key_states.dtype),
+        )
+        self.summary = {}
+        self.row = torch.arange(rows, device=device) // (rows // known)
+        self.fed = [0] * rows
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Called by the model with new keys and values; hands them on, marked as belonging to this layer.
+
+        The attention function finds the mark and does the rest: it must see every block before it is forgotten.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if key_states.shape[0] != len(self.fed):
+            raise ValueError(f"this cache holds {len(self.fed)} rows, the input has {key_states.shape[0]}")
+        if self.pending:
+            raise ValueError(support.UNREAD)
+        self.pending = True
+        self.seen += key_states.shape[2]
+        attention.mark(key_states, self)
+        return key_states, value_states
+
+    # What the attention function calls ---------------------------------------------------------------------
+
+    def plan(self, tokens: int, real: Tensor | None) -> list[Block]:
+        """Blocks of a forward call of `tokens` columns; real: (rows, tokens) bool, False for padding."""
+        return plan(self.fed, tokens, real, self.policy.update_interval)
+
+    def open(self) -> None:
+        """Makes the layer's content dense, for one forward call."""
+        self.keys, self.values, self.positions, self.state, self.ragged = self.held.dense()
+        self.widths = self._widths()
+        self._since = 0
+        self._moved = False
+
+    def close(self) -> None:
+        """Ends a forward call: stores what is held without the padding."""
+        content = (self.keys, self.values, self.positions, self.state, self.ragged)
+        self.held = self.held.grown(*content, self._since) if not self._moved else Held.of(*content)
+        self.keys = self.values = self.positions = self.state = None
+
+    def append(self, keys: Tensor, values: Tensor, block: Block) -> None:
+        """Adds a block's keys and values, (rows, kv_heads, new, size), to what is held."""
+        rows, heads, new, _ = keys.shape
+        positions = block.positions(keys.device)[:, None].expand(rows, heads, new)
+        self.keys = torch.cat([self.keys, keys], dim=2)
+        self.values = torch.cat([self.values, values], dim=2)
+        self.positions = torch.cat([self.positions, positions], dim=2)
+        self.state = {name: torch.nn.functional.pad(t, (0, new)) for name, t in self.state.items()}
+        self.widths = [width + new for width in self.widths]
+        self._since += new
+        if not block.alike:
+            self._pack(self.positions >= 0)  # blank tokens go in front
+
+    def observe(self, weights: Tensor, block: Block) -> None:
+        """Shows the policy a block's attention, (rows, kv_heads, new, keys)."""
+        self.state = self.policy.observe(self.state, weights, block.fed, block.counts)
+
+    def watch(self, block: Block, groups: int) -> Watch:
+        """Who is shown a block's attention tile by tile; groups: query heads of a KV head."""
+        if hasattr(self.policy, "watch"):
+            return self.policy.watch(self.state, block.fed[0], block.new, groups)
+        return Whole(self.policy, self.state, block, self.positions, groups)
+
+    def summarise(self, query: Tensor, block: Block) -> None:
+        """Shows the policy a block's queries, (rows, heads, new, size)."""
+        self.summary = self.policy.summarise(self.summary, query, block.positions(query.device), self.rotary)
+
+    def finish(self, block: Block, window: int | None) -> None:
+        """Counts the block and, where a row's interval is full, forgets."""
+        self.fed = [f + c for f, c in zip(block.fed, block.counts, strict=True)]
+        self._window = window
+        if any(block.due) and not self.shared:
+            self._forget(block.due)
+
+    def spread(self, candidates: int) -> None:
+        """Ends sharing at the first update: the rows of all samples once for each candidate, which then forget."""
+        self.shared = False
+        self.batch_select_indices(torch.arange(len(self.fed)).repeat(candidates))
+        self.row = torch.arange(len(self.fed), device=self.row.device) // (len(self.fed) // self.policy.rows)
+        self.open()
+        self._forget([True] * len(self.fed))
+        self.close()
+
+    def _forget(self, rows_due: list[bool]) -> None:
+        device, window = self.positions.device, self._window
+        newest = torch.tensor(self.fed, device=device) - 1
+        due = torch.tensor(rows_due, device=device)
+        if window is not None:  # no later query can see them: gone before scoring, and counted as forgotten
+            outside = (self.positions <= newest[:, None, None] - window) & due[:, None, None]
+            if bool(outside.any()):
+                self._pack((self.positions >= 0) & ~outside)
+        content = (self.positions, self.keys, self.values, newest, self.row, due, self.index, self.summary)
+        view = View(*content, self.rotary, self.scaling)
+        keep = self.policy.keep(self.state, view)
+        keep = keep | (self.positions == newest[:, None, None]) | ~due[:, None, None]
+        self._pack(keep & (self.positions >= 0))
+
+    def _pack(self, keep: Tensor) -> None:
+        if bool(keep.all()):
+            self.ragged = False
+            return
+        self._moved = True
+        index, kept = packing(keep)
+        self.ragged = not bool(kept.all())
+        heads = torch.arange(index.shape[:2].numel(), device=index.device).view(*index.shape[:2], 1)
+        tokens = index + heads * keep.shape[2]
+        self.keys = dense(self.keys.flatten(0, 2), tokens)
+        self.values = dense(self.values.flatten(0, 2), tokens)
+        self.positions = self.positions.gather(2, index).masked_fill_(~kept, -1)
+        self.state = {name: gather_keys(t, index, kept) for name, t in self.state.items()}
+        self.widths = self._widths()
+
+    def _widths(self) -> list[int]:
+        if self.ragged and self.tiled:  # on a GPU it would have to be waited for
+            return (self.positions >= 0).sum(-1).flatten().tolist()
+        return [self.positions.shape[2]] * self.positions.shape[:2].numel()
+
+    # What transformers calls -------------------------------------------------------------------------------
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, self.seen
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.held = None
+        self.is_initialized = False
+        self.seen, self.fed, self.ragged, self.pending = 0, [], False, False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise ValueError(support.NO_WAY_BACK)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.batch_select_indices(torch.arange(len(self.fed)).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Moves keys, values, positions, state, candidates and counters of the rows together."""
+        if not self.is_initialized:
+            return
+        indices = indices.to(self.row.device)
+        self.held = self.held.rows(indices)
+        self.row = self.row[indices]
+        self.summary = {name: t[indices] for name, t in self.summary.items()}
+        self.fed = [self.fed[i] for i in indices.tolist()]
+
+
+class MemoryCache(Cache):
+    """A key-value cache whose content a policy decides.
+
+    model: any transformers model whose attention goes through `AttentionInterface`; its attention function is set
+    here, and set back by `detach` (or at the end of a `with` block). policy: a `Namm` or any other `Policy`. tiled:
+    whether attention runs in tiles that fit a processor's cache, or in one for a whole block; None: tiles on CPUs.
+    Raises ValueError for models that it cannot serve (`namm_core.support` says which), or that cannot exchange their
+    attention function; calls whose answer would be wrong raise ValueError before they begin.
+    """
+
+    def __init__(self, model: PreTrainedModel, policy: Policy, tiled: bool | None = None) -> None:
+        config = model.config.get_text_config(decoder=True)
+        support.check_model(model)
+        super().__init__(
+            layers=[MemoryLayer(policy, i, rotary.find(model, i), tiled) for i in range(config.num_hidden_layers)]
+        )
+        self.policy = policy
+        self._model = model
+        self._before: dict[str, str] | None = None
+        self.attach()
+
+    def attach(self) -> bool:
+        """Sets the model's attention function, also again after `detach`; says whether it was not set before."""
+        if self._before is not None:
+            return False
+        self._before = attention.attach(self._model)
+        self._watch = support.watch(self._model, self)
+        return True
+
+    def detach(self) -> None:
+        """Gives the model its former attention function back."""
+        if self._before is not None:
+            self._watch.remove()
+            attention.restore(self._model, self._before)
+            self._before = None
+
+    def __enter__(self) -> MemoryCache:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.detach()
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        """See `Cache.update`; the layer before must have been read by now."""
+        if layer_idx and self.layers[layer_idx - 1].pending:
+            raise ValueError(support.UNREAD)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def activate_past_recording(self) -> None:
+        """Called by assisted decoding before it begins: it would have to take tokens back."""
+        raise ValueError(support.NO_WAY_BACK)
+
+    def share(self) -> None:
+        """The rows of a fresh cache stand for samples alone until `spread`: candidates differ once they forget.
+
+        No more may be fed meanwhile than one update interval.
+        """
+        for layer in self.layers:
+            layer.shared = True
+
+    def spread(self, candidates: int) -> None:
+        """After exactly one interval: each row becomes `candidates` rows, row = candidate * samples + sample."""
+        for layer in self.layers:
+            layer.spread(candidates)
+
+    @property
+    def seen(self) -> int:
+        """Columns fed, padding included."""
+        return self.get_seq_length()
+
+    @property
+    def fed(self) -> list[int]:
+        """Real tokens fed, per row."""
+        return list(self.layers[0].fed)
+
+    def kept_positions(self, layer: int) -> list[list[Tensor]]:
+        """True positions that `layer` holds, ascending: [batch][kv_head] -> (kept,) int64."""
+        held = self.layers[layer]
+        if not held.is_initialized:
+            return []
+        return [[head[head >= 0] for head in row] for row in held.held.dense()[2]]
+
+    def kept_counts(self) -> Tensor:
+        """(layers, rows, kv_heads) int64, entries held."""
+        return torch.stack([layer.held.counts.cpu() for layer in self.layers])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storage behind keys and values."""
+        return sum(_nbytes(t) for layer in self.layers if layer.held for t in layer.held.main())
+
+    @property
+    def state_nbytes(self) -> int:
+        """Bytes of everything else that is held: positions, counts and the policy's state."""
+        held = [layer for layer in self.layers if layer.held]
+        return sum(_nbytes(t) for layer in held for t in (*layer.held.beside(), layer.row, *layer.summary.values()))
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes() if tensor.numel() else 0

@@ -1,0 +1,138 @@
+# A copy of namm_core/config.py of the package namm (Apache-2.0), so that this folder needs no other.
+"""All of a memory's numbers, and the strict reader that every typed configuration here goes through.
+
+Knows nothing of tensors, tasks, models or files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class NammConfig:
+    """The numbers of one NAMM; the defaults are the paper's (arXiv 2410.13166, section 3 and appendix A)."""
+
+    update_interval: int = 512
+    """Tokens fed between two updates of the memory; a multiple of `hop`."""
+    n_fft: int = 32
+    """Window of the short-time Fourier transform, in queries."""
+    hop: int = 16
+    """Queries between two frames; half of `n_fft`."""
+    ema: float = 0.99
+    """Decay of the moving average, per query."""
+    age_dim: int = 8
+    """Width of the age embedding (half sines, half cosines)."""
+    age_max_period: int = 50_000
+    """Longest period of the age embedding, in tokens / (2 pi)."""
+    hidden: int = 32
+    """Width of the backward attention's queries, keys and values."""
+    scorer: Literal["bam", "mlp"] = "bam"
+    """The network that scores a token: `bam`, backward attention, or `mlp`, which sees each token alone."""
+    selection: Literal["ragged", "padded"] = "ragged"
+    """`ragged`: a head keeps its own positives; `padded`: every head keeps as many as the fullest one."""
+
+    def __post_init__(self) -> None:
+        for name in ("update_interval", "n_fft", "hop", "age_dim", "age_max_period", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.n_fft != 2 * self.hop:
+            raise ValueError(f"n_fft must be twice hop, not {self.n_fft} with hop {self.hop}")
+        if self.update_interval % self.hop:
+            raise ValueError(f"update_interval must be a multiple of hop ({self.hop}), not {self.update_interval}")
+        if not 0.0 < self.ema < 1.0:
+            raise ValueError(f"ema must lie between 0 and 1, not {self.ema}")
+        if self.age_dim % 2:
+            raise ValueError(f"age_dim must be even, not {self.age_dim}")
+        if self.selection not in ("ragged", "padded"):
+            raise ValueError(f"selection must be ragged or padded, not {self.selection!r}")
+        if self.scorer not in ("bam", "mlp"):
+            raise ValueError(f"scorer must be bam or mlp, not {self.scorer!r}")
+
+    @property
+    def frequencies(self) -> int:
+        """Magnitudes in a frame: n_fft / 2 + 1."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def features(self) -> int:
+        """Width of a token's embedding: age, then spectrogram."""
+        return self.age_dim + self.frequencies
+
+
+def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "config") -> Any:
+    """Builds the dataclass `cls` from plain data (YAML, JSON), nested dataclasses, lists and choices included.
+
+    Raises ValueError, one line, for an unknown key (names the nearest known one), a missing key or a value
+    of another type; `where` is the path of `mapping` in the file, for the message.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"{where}: expected a mapping of settings, found {type(mapping).__name__}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    values = {}
+    for key, value in mapping.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)
+            raise ValueError(f"{where}: unknown key {key!r}; did you mean {near[0]!r}? Known: {', '.join(fields)}")
+        values[key] = _convert(hints[key], value, f"{where}.{key}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ValueError(f"{where}: the key {name!r} is missing")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        problems = []
+        for choice in arguments:
+            if choice is type(None):
+                continue
+            try:
+                return _convert(choice, value, where)
+            except ValueError as error:
+                problems.append(str(error))
+        raise ValueError(problems[0])
+    if origin is Literal:
+        if value not in arguments:
+            near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1, cutoff=0.0)[0]
+            known = ", ".join(map(str, arguments))
+            raise ValueError(f"{where}: {value!r} is not known; did you mean {near!r}? Known: {known}")
+        return value
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: expected a list, found {value!r}")
+        return origin(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: expected a mapping, found {value!r}")
+        return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_mapping(hint, value, where)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is int and isinstance(value, str) and value.replace("_", "").isdigit():
+        return int(value)
+    if type(value) is hint:
+        return value
+    raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")

@@ -1,0 +1,321 @@
+# A copy of namm_core/namm.py of the package namm (Apache-2.0), so that this folder needs no other.
+"""The Neural Attention Memory Model: theta, statistics, scores and selection, saved and loaded.
+
+One `theta` serves all layers and heads; with a (rows, N) theta every row of a batch has its own, so that a whole
+population can be evaluated at once. Knows nothing of models, tasks or search.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from . import scorer, sharing
+from .config import NammConfig, from_mapping
+from .packing import gather_keys, packing
+from .policies_base import State, View, Watch
+from .spectrogram import Spectrogram
+from .statistics import FeatureStatistics
+
+
+@dataclass
+class NammState:
+    """What `Namm.step` hands on to the next one: the kept tokens, packed to the right, padding in front."""
+
+    positions: Tensor
+    """(batch, kv_heads, kept) int64, ascending, padding -1."""
+    tensors: State
+    """The spectrogram's state of these tokens."""
+    fed: int
+    """Tokens fed so far, forgotten ones included."""
+
+
+@dataclass
+class NammStep:
+    """One update of a memory; K are the cached tokens before it, in the caller's order of columns."""
+
+    average: Tensor
+    """(batch, kv_heads, K, frequencies), moving average of the spectrogram."""
+    features: Tensor
+    """The same, normalised by the statistics."""
+    scores: Tensor
+    """(batch, kv_heads, K), before the newest token is forced."""
+    keep: Tensor
+    """(batch, kv_heads, K) bool."""
+    state: NammState
+    """After the eviction."""
+
+
+class Namm:
+    """A NAMM as a cache policy.
+
+    config: its numbers; theta: (N,) or (rows, N), array or tensor, N = `num_parameters`; statistics: of the
+    spectrogram features, or None to leave them as they are. Raises ValueError when theta does not fit.
+    Source: arXiv 2410.13166, sections 3.1 to 3.3.
+    """
+
+    needs_attention = True
+    needs_queries = False
+
+    def __init__(
+        self,
+        config: NammConfig | None = None,
+        theta: Tensor | np.ndarray | None = None,
+        statistics: FeatureStatistics | None = None,
+    ) -> None:
+        self.config = config or NammConfig()
+        self.num_parameters = scorer.num_parameters(self.config)
+        if theta is None:
+            theta = torch.zeros(self.num_parameters)
+        theta = torch.as_tensor(theta, dtype=torch.float32)
+        if theta.ndim not in (1, 2) or theta.shape[-1] != self.num_parameters:
+            raise ValueError(
+                f"theta has shape {tuple(theta.shape)}, this configuration needs ({self.num_parameters},) "
+                f"or (rows, {self.num_parameters})"
+            )
+        self.theta = theta
+        self.statistics = statistics
+        self.update_interval = self.config.update_interval
+        self.rows = 1 if theta.ndim == 1 else theta.shape[0]
+        self._spectrogram = Spectrogram(self.config)
+        weights = scorer.unpack(self.config, theta if theta.ndim == 2 else theta[None])
+        self._weights = {theta.device: weights}  # of each device that a layer of the model lives on
+        self._ages: dict[torch.device, Tensor] = {}
+
+    # What a cache calls ------------------------------------------------------------------------------------
+
+    def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
+        """See `Policy.start`."""
+        return self._spectrogram.start(rows, heads, device, dtype)
+
+    def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
+        """See `Policy.observe`; attention is the mean over each query group."""
+        return self._spectrogram.observe(state, attention, fed, counts)
+
+    def watch(self, state: State, fed: int, new: int, groups: int) -> Watch:
+        """See `Policy`."""
+        return self._spectrogram.watch(state, fed, new, groups)
+
+    def keep(self, state: State, view: View) -> Tensor:
+        """See `Policy.keep`; docs/memory.md 9."""
+        return self.select(self.scores(state, view), view)
+
+    def scores(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys) scores of all cached tokens, columns as in `view`, padding on the left."""
+        # Newest first: backward attention becomes causal attention, and the padding in front comes last.
+        embeddings = self.embeddings(state, view).flip(2)
+        return scorer.score(self.config, self.weights_at(view), embeddings, view.widths()).flip(2)
+
+    def embeddings(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys, features) of all cached tokens: age, then normalised spectrogram."""
+        return torch.cat([self._age_embedding(view), self._features(state["average"])], dim=-1)
+
+    def select(self, scores: Tensor, view: View) -> Tensor:
+        """(rows, kv_heads, keys) bool: score >= 0 and the newest; in padded mode as many in every head."""
+        valid = view.positions >= 0
+        newest = view.positions == view.newest[:, None, None]
+        keep = ((scores >= 0) | newest) & valid
+        if self.config.selection == "ragged":
+            return keep
+        most = keep.sum(-1).amax(-1)  # over the heads of one row, never over rows
+        ranked = scores.masked_fill(newest, torch.inf).masked_fill(~valid, -torch.inf)
+        order = ranked.argsort(dim=-1, descending=True, stable=True)
+        rank = torch.empty_like(order)
+        rank.scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+        return (rank < most[:, None, None]) & valid
+
+    # One update outside a model ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, attention: Tensor, positions: Tensor, state: NammState | None = None) -> NammStep:
+        """One update from given attention.
+
+        attention: (batch, kv_heads, new, K) already averaged over query groups; positions: (batch, kv_heads, K)
+        true positions of the columns: what the last step kept, then the new tokens; padding (heads that hold
+        fewer) is -1, wherever it stands, its columns zero. Raises ValueError when the columns do not continue
+        `state`.
+        """
+        rows, heads, new, columns = attention.shape
+        if positions.shape != (rows, heads, columns):
+            raise ValueError(f"positions have shape {tuple(positions.shape)}, attention {tuple(attention.shape)}")
+        if rows % self.rows:
+            raise ValueError(f"theta has {self.rows} rows, which do not divide a batch of {rows}")
+        order = positions.argsort(dim=-1, stable=True)  # padding in front, then ascending
+        sorted_positions = positions.gather(-1, order)
+        sorted_attention = attention.gather(-1, order[:, :, None].expand(attention.shape)).float()
+        old = columns - new
+        if state is None:
+            tensors, fed = self.start(rows, heads, attention.device, torch.float32), 0
+            tensors = {name: t.new_zeros(*t.shape[:3], old) for name, t in tensors.items()}
+        else:
+            fed = state.fed
+            held = state.positions.shape[-1]
+            if held > old:  # columns that are padding in every head may be left out
+                tensors = {name: t[..., held - old :] for name, t in state.tensors.items()}
+                before = state.positions[..., held - old :]
+            else:
+                tensors = {name: _blank_columns(t, old - held, front=True) for name, t in state.tensors.items()}
+                before = torch.nn.functional.pad(state.positions, (old - held, 0), value=-1)
+            if not torch.equal(before, sorted_positions[..., :old]):
+                raise ValueError("positions do not continue the state: the old columns are not those that were kept")
+        tensors = {name: _blank_columns(t, new) for name, t in tensors.items()}
+        tensors = self.observe(tensors, sorted_attention, [fed] * rows, [new] * rows)
+        view = View(
+            sorted_positions,
+            attention,
+            attention,
+            sorted_positions.amax(dim=(1, 2)),
+            torch.arange(rows, device=attention.device) // (rows // self.rows),
+            torch.ones(rows, dtype=torch.bool, device=attention.device),
+            layer=0,
+        )
+        scores = self.scores(tensors, view)
+        keep = self.select(scores, view)
+        back = order.argsort(dim=-1)
+        average = (
+            tensors["average"].transpose(2, 3).gather(2, back[..., None].expand(-1, -1, -1, self.config.frequencies))
+        )
+        index, kept = packing(keep)
+        after = NammState(
+            sorted_positions.gather(-1, index).masked_fill(~kept, -1),
+            {name: gather_keys(t, index, kept) for name, t in tensors.items()},
+            fed + new,
+        )
+        return NammStep(
+            average,
+            self._features(average.transpose(2, 3)),
+            scores.gather(-1, back),
+            keep.gather(-1, back),
+            after,
+        )
+
+    # Saving and loading ------------------------------------------------------------------------------------
+
+    def save_pretrained(self, path: str | Path, card: str | None = None) -> None:
+        """Writes a folder in the layout of a Hub repository, each file whole or not at all.
+
+        `config.json`, `model.safetensors`, the folder `custom_generate` (one NAMM, not a population) and, where a card
+        is given, `README.md`. The folder is made when missing; files of other names in it stay as they are.
+        """
+        tensors = {"theta": self.theta.float().cpu().contiguous()}
+        config = {"model_type": "namm", **dataclasses.asdict(self.config)}
+        carried = {}  # what `custom_generate` reads: the same numbers, the count beside the configuration
+        if self.statistics is not None:
+            tensors["statistics.mean"] = self.statistics.mean.contiguous()
+            tensors["statistics.var"] = self.statistics.var.contiguous()
+            carried["statistics.count"] = self.statistics.count
+        plain = {name: tensor.numpy().astype("<f4").tobytes() for name, tensor in tensors.items()}
+        if self.statistics is not None:
+            tensors["statistics.count"] = torch.tensor(self.statistics.count, dtype=torch.float64)
+        files = {
+            "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+            "model.safetensors": save(tensors, metadata={"format": "pt"}),
+        }
+        if self.rows == 1:
+            code = sharing.custom_generate({**dataclasses.asdict(self.config), **carried}, plain)
+            files |= {f"custom_generate/{name}": content for name, content in code.items()}
+        if card is not None:
+            files["README.md"] = card.encode()
+        sharing.write(Path(path), files)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Namm:
+        """Reads a folder, or a repository of the Hugging Face Hub, that `save_pretrained` wrote.
+
+        Raises ValueError, one line, when files are missing or damaged or theta does not fit its configuration.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            folder = _download(str(path))
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder} is no saved NAMM: {name} is missing")
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            config.pop("model_type", None)
+            tensors = load_file(folder / "model.safetensors")
+        except Exception as error:  # json and safetensors each have error types of their own
+            raise ValueError(f"{folder} is no saved NAMM: {error}") from None
+        if "theta" not in tensors:
+            raise ValueError(f"{folder}/model.safetensors holds no tensor named theta")
+        statistics = None
+        if "statistics.mean" in tensors:
+            statistics = FeatureStatistics(
+                tensors["statistics.mean"], tensors["statistics.var"], float(tensors["statistics.count"])
+            )
+        try:
+            return cls(from_mapping(NammConfig, config, f"{folder}/config.json"), tensors["theta"], statistics)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+
+    # -------------------------------------------------------------------------------------------------------
+
+    def _features(self, average: Tensor) -> Tensor:
+        """(..., K, frequencies) from averages with the keys last."""
+        features = average.transpose(-1, -2)
+        return features if self.statistics is None else self.statistics.normalise(features)
+
+    def _age_embedding(self, view: View) -> Tensor:
+        """(rows, kv_heads, K, age_dim): sines, then cosines, of the age in tokens (docs/memory.md 6)."""
+        age = (view.newest[:, None, None] - view.positions).clamp(min=0).masked_fill(view.positions < 0, 0)
+        longest = int(view.newest.max()) + 1
+        table = self._ages.get(age.device)
+        if table is None or len(table) < longest:
+            half = self.config.age_dim // 2
+            j = torch.arange(half, dtype=torch.float64)
+            omega = float(self.config.age_max_period) ** (-j / half)
+            angle = torch.arange(2 * longest, dtype=torch.float64)[:, None] * omega
+            table = torch.cat([angle.sin(), angle.cos()], dim=-1).float().to(age.device)
+            self._ages[age.device] = table
+        return table[age]
+
+    def weights_at(self, view: View) -> dict[str, Tensor]:
+        """The scorer's weights, on the view's device: one row, or one for each row of the view."""
+        device = view.positions.device
+        if device not in self._weights:
+            self._weights[device] = {name: w.to(device) for name, w in self._weights[self.theta.device].items()}
+        weights = self._weights[device]
+        if self.rows == 1:
+            return weights
+        row = view.row
+        if len(row) == self.rows and torch.equal(row, torch.arange(self.rows, device=device)):
+            return weights
+        return {name: w[row] for name, w in weights.items()}
+
+
+class StatisticsCollector(Namm):
+    """Keeps everything (theta = 0) and pools the features of every update of every layer (docs/memory.md 5)."""
+
+    def __init__(self, config: NammConfig | None = None) -> None:
+        super().__init__(config)
+        self.collected: FeatureStatistics | None = None
+
+    def keep(self, state: State, view: View) -> Tensor:
+        valid = view.positions >= 0
+        group = FeatureStatistics.of(state["average"].transpose(2, 3)[valid & view.due[:, None, None]])
+        self.collected = group if self.collected is None else self.collected.merge(group)
+        return valid
+
+
+def _blank_columns(tensor: Tensor, count: int, front: bool = False) -> Tensor:
+    return torch.nn.functional.pad(tensor, (count, 0) if front else (0, count))
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
+    except HFValidationError:
+        raise ValueError(f"{repository}: no such folder") from None
+    except Exception as error:  # network, authentication, missing repository: all one question to the user
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{repository} is no folder and could not be fetched from the Hub: {reason}") from None

@@ -1,0 +1,137 @@
+# A copy of namm_core/sharing.py of the package namm (Apache-2.0), so that this folder needs no other.
+"""The files of a saved NAMM, and how they come to stand in a folder: all of them, or none.
+
+Beside configuration and weights stands `custom_generate`, transformers' convention for code that comes with weights:
+`model.generate(..., custom_generate=FOLDER, trust_remote_code=True)` then needs nothing of this package installed, for
+the folder carries the modules of `namm_core` that a memory is made of. Knows nothing of runs, tasks or the Hub.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+PACKAGE = "namm_core"
+ENTRANCES = ("namm_core.with_memory",)
+"""Modules that `custom_generate` begins at; what they import of this package comes along."""
+REQUIREMENTS = "torch>=2.6\ntransformers>=5.20,<6\nsafetensors>=0.4\nnumpy>=1.26\n"
+NOTE = "# A copy of {name}.py of the package namm (Apache-2.0), so that this folder needs no other.\n"
+GENERATE = '''\
+"""`model.generate(..., custom_generate=FOLDER, trust_remote_code=True)` with this NAMM as the model's memory.
+
+All arguments of `generate` go on to it. To continue a conversation, pass the `past_key_values` of an answer
+(`return_dict_in_generate=True`) with the whole text so far.
+"""
+
+# transformers fetches the files that are named in this form, and no others.
+{imports}
+from .weights import CONFIG, TENSORS
+from .with_memory import from_text, generate_with
+
+_NAMM = from_text(CONFIG, TENSORS)
+
+
+def generate(model, *arguments, **settings):
+    """See `transformers.GenerationMixin.generate`; the model's own attention is set back at the end."""
+    return generate_with(_NAMM, model, *arguments, **settings)
+'''
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    """Writes files (by path below `folder`, which is made when missing), each whole or not at all.
+
+    A new folder appears with all of them at once. In one that exists, each file is replaced in one step and files of
+    other names stay as they are.
+    """
+    folder = Path(os.path.abspath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    made.mkdir()
+    try:
+        for name, content in files.items():
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            (made / name).write_bytes(content)
+        if not folder.exists():
+            made.rename(folder)
+            return
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (made / name).replace(folder / name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def custom_generate(config: dict, tensors: dict[str, bytes]) -> dict[str, bytes]:
+    """Files of the `custom_generate` folder; config: plain values, tensors: float32 vectors as bytes, by name."""
+    modules = _closure(ENTRANCES)
+    sources = {_flat(name): _relative(name, text, modules) for name, text in modules.items()}
+    digest = hashlib.sha256("".join(sources[name] for name in sorted(sources)).encode()).hexdigest()[:12]
+    # Attention functions are registered by name: a copy must not take the place of another version's.
+    registered = sources["attention"].replace('NAME = "namm"', f'NAME = "namm-{digest}"')
+    assert registered != sources["attention"]
+    sources["attention"] = registered
+    imports = "\n".join(f"from .{name} import __name__ as _{name}" for name in sorted(sources))
+    sources["generate"] = GENERATE.format(imports=imports)
+    sources["weights"] = _weights(config, tensors)
+    files = {f"{name}.py": text.encode() for name, text in sources.items()}
+    return {**files, "requirements.txt": REQUIREMENTS.encode()}
+
+
+def _weights(config: dict, tensors: dict[str, bytes]) -> str:
+    """The module that holds the numbers: transformers hands `generate` no path to read them from."""
+    lines = ['"""The numbers of config.json and model.safetensors: float32, little-endian, in base64."""\n']
+    lines.append(f"CONFIG = {json.dumps(json.dumps(config))}")
+    lines.append("TENSORS = {")
+    for name, content in tensors.items():
+        text = base64.b64encode(content).decode()
+        lines.append(f"    {name!r}: (")
+        lines += [f"        {text[i : i + 100]!r}" for i in range(0, len(text), 100)]
+        lines.append("    ),")
+    return "\n".join([*lines, "}", ""])
+
+
+def _closure(entrances: tuple[str, ...]) -> dict[str, str]:
+    """Source of the entrances and of all modules of this package that they import, by dotted name."""
+    found: dict[str, str] = {}
+    waiting = list(entrances)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = _file(name).read_text()
+            waiting += [target for _, _, targets in _imports(found[name]) for target in targets]
+    return found
+
+
+def _imports(source: str) -> list[tuple[int, str, list[str]]]:
+    """(line, module named, modules meant) of each import from this package."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
+            bare = node.module == PACKAGE  # from namm_core import attention
+            targets = [f"{PACKAGE}.{alias.name}" for alias in node.names] if bare else [node.module]
+            found.append((node.lineno, node.module, targets))
+    return found
+
+
+def _relative(name: str, source: str, modules: dict[str, str]) -> str:
+    """A module's source with imports as they are among files of one folder."""
+    lines = source.splitlines()
+    for line, module, _ in _imports(source):
+        to = "from ." if module == PACKAGE else f"from .{_flat(module)}"
+        lines[line - 1] = lines[line - 1].replace(f"from {module}", to, 1)
+    return NOTE.format(name=name.replace(".", "/")) + "\n".join(lines) + "\n"
+
+
+def _flat(name: str) -> str:
+    return name.removeprefix(f"{PACKAGE}.").replace(".", "_")
+
+
+def _file(name: str) -> Path:
+    path = Path(__file__).parent.joinpath(*name.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

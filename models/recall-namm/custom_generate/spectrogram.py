@@ -1,0 +1,206 @@
+# A copy of namm_core/spectrogram.py of the package namm (Apache-2.0), so that this folder needs no other.
+"""Streaming spectrogram of attention columns: what a NAMM sees of a cached token.
+
+A key's signal is the attention it receives, query after query. Every `hop` queries a frame of `n_fft` of them
+is windowed and Fourier transformed, and the magnitudes enter a moving average (arXiv 2410.13166, section 3.1).
+Only the average and the last hop of every column are held, never a block of attention.
+
+Keys are the last axis of every tensor here, so that forgetting is one gather. Knows nothing of scores.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from .config import NammConfig
+from .tiles import sum_of_groups
+
+State = dict[str, Tensor]
+"""`average` (rows, kv_heads, frequencies, keys); `carried` (rows, kv_heads, hop, keys), the last whole hop of
+queries; `pending` (rows, kv_heads, 0..hop, keys), the queries since."""
+
+
+class Spectrogram:
+    """Moving average of |STFT| for each key, advanced by whatever number of queries a forward call brings."""
+
+    def __init__(self, config: NammConfig) -> None:
+        self.config = config
+        n, hop = config.n_fft, config.hop
+        m = torch.arange(n, dtype=torch.float64)
+        window = 0.5 - 0.5 * torch.cos(2 * math.pi * m / n)  # periodic Hann
+        self._window = window.float().view(2, hop, 1)
+        # One step of decimation in frequency: with a, b the windowed halves of a frame, even frequencies are the
+        # transform of a + b and odd ones that of a - b. Half the products, and cancellation comes before rounding.
+        angle = 2 * math.pi * torch.arange(config.frequencies, dtype=torch.float64)[:, None] * m[:hop] / n
+        # The sines of frequencies 0 and n/2 vanish.
+        self._even = torch.cat([torch.cos(angle[0::2]), torch.sin(angle[2:-1:2])]).float()
+        self._odd = torch.cat([torch.cos(angle[1::2]), torch.sin(angle[1::2])]).float()
+        self.decay = config.ema**hop
+
+    def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype = torch.float32) -> State:
+        """The state of a memory that has seen nothing: no keys, no pending queries.
+
+        dtype: of the cached keys; where they are in half precision, recent attention (0 to 1) is held in float16.
+        """
+        held = torch.float32 if dtype.itemsize >= 4 else torch.float16
+        shape = {"average": (self.config.frequencies, torch.float32), "carried": (self.config.hop, held)}
+        shape["pending"] = (0, held)
+        return {name: torch.zeros(rows, heads, n, 0, device=device, dtype=kind) for name, (n, kind) in shape.items()}
+
+    def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
+        """Advances the averages by one block of queries.
+
+        attention: (rows, kv_heads, new, keys), mean over each query group, zero where a query came before a key
+        or where the row has fewer than `new` tokens (those are right-aligned, blank queries in front);
+        fed: tokens of each row before this block; counts: tokens of each row in it. Returns the new state.
+        """
+        hop = self.config.hop
+        phases = [f % hop for f in fed]
+        if len(set(phases)) == 1 and len(set(counts)) == 1 and state["pending"].shape[2] == phases[0]:
+            return self._observe_alike(state, attention)
+        return self._observe_each(state, attention, phases, counts)
+
+    def watch(self, state: State, fed: int, new: int, groups: int) -> _Watch:
+        """Advances the averages by `new` queries tile by tile; writes into `state`. See `policies.base.Watch`."""
+        return _Watch(self, state, new, groups)
+
+    def _observe_alike(self, state: State, attention: Tensor) -> State:
+        """All rows stand at the same phase of a hop: no row needs a mask."""
+        hop, held = self.config.hop, state["pending"].dtype
+        if state["pending"].shape[2]:
+            attention = torch.cat([state["pending"], attention], dim=2)
+        frames = attention.shape[2] // hop
+        pending = attention[:, :, frames * hop :].to(held, copy=True)  # never a view of the whole block
+        if not frames:
+            return {**state, "pending": pending}
+        blocks = attention[:, :, : frames * hop].unflatten(2, (frames, hop))
+        magnitudes = self._magnitudes(state["carried"], blocks)
+        exponents = torch.arange(frames - 1, -1, -1, device=attention.device, dtype=torch.float64)
+        weights = ((1 - self.decay) * self.decay**exponents).float()  # docs/memory.md 4
+        average = torch.einsum("rhtfk,t->rhfk", magnitudes, weights)
+        average.add_(state["average"], alpha=self.decay**frames)
+        return {"average": average, "carried": blocks[:, :, -1].to(held, copy=True), "pending": pending}
+
+    def _observe_each(self, state: State, attention: Tensor, phases: list[int], counts: list[int]) -> State:
+        """Rows at different phases: queries go to slots that begin at each row's own hop boundary."""
+        hop, device = self.config.hop, attention.device
+        rows, heads, new, keys = attention.shape
+        phase, count = torch.tensor(phases, device=device), torch.tensor(counts, device=device)
+        frames = (phase + count) // hop  # whole hops that each row completes
+        blocks = int((phase + count).max() - 1) // hop + 1
+        slots = torch.zeros(rows, heads, (blocks + 1) * hop + new, keys, device=device)
+        held = state["pending"].shape[2]
+        slots[:, :, :held] = state["pending"]
+        # Blank queries carry zeros, so that sending them past the end only needs room.
+        query = torch.arange(new, device=device) - (new - count)[:, None]
+        target = torch.where(query >= 0, phase[:, None] + query, (blocks + 1) * hop)
+        slots.scatter_add_(2, target[:, None, :, None].expand_as(attention), attention)
+        grid = slots[:, :, : (blocks + 1) * hop].unflatten(2, (blocks + 1, hop))
+        magnitudes = self._magnitudes(state["carried"], grid[:, :, :blocks])
+        exponents = frames[:, None] - 1 - torch.arange(blocks, device=device)
+        weights = (1 - self.decay) * self.decay ** exponents.clamp(min=0).double()
+        weights = torch.where(exponents >= 0, weights, 0.0).float()
+        average = torch.einsum("rhtfk,rt->rhfk", magnitudes, weights)
+        average += state["average"] * (self.decay ** frames.double()).float()[:, None, None, None]
+        history = torch.cat([state["carried"][:, :, None], grid.to(state["carried"].dtype)], dim=2)
+        row = torch.arange(rows, device=device)
+        return {
+            "average": average,
+            "carried": history[row, :, frames],
+            "pending": history[row, :, frames + 1],
+        }
+
+    def _magnitudes(self, carried: Tensor, blocks: Tensor) -> Tensor:
+        """|X| of each frame, (rows, kv_heads, frames, frequencies, keys), from hop blocks and the one before."""
+        device, half = blocks.device, self.config.hop // 2
+        window = self._window.to(device)
+        hops = torch.cat([carried[:, :, None].float(), blocks.float()], dim=2)
+        first, second = hops[:, :, :-1] * window[0], hops[:, :, 1:] * window[1]
+        even = torch.matmul(self._even.to(device), first + second).square_()
+        odd = torch.matmul(self._odd.to(device), first - second).square_()
+        power = even.new_empty(*even.shape[:3], self.config.frequencies, even.shape[-1])
+        power[:, :, :, 0::2] = even[:, :, :, : half + 1]
+        power[:, :, :, 2:-1:2] += even[:, :, :, half + 1 :]
+        power[:, :, :, 1::2] = odd[:, :, :, :half] + odd[:, :, :, half:]
+        return power.sqrt_()
+
+
+@functools.lru_cache(maxsize=256)
+def _basis(config: NammConfig, frames: int, scale: float, device: torch.device) -> Tensor:
+    """(frames, n_fft, n_fft): windowed cosines, then sines, times each frame's weight in the average and `scale`.
+
+    The sines of frequencies 0 and n_fft / 2 vanish and are left out.
+    """
+    m = torch.arange(config.n_fft, dtype=torch.float64)
+    angle = 2 * math.pi * torch.arange(config.frequencies, dtype=torch.float64)[:, None] * m / config.n_fft
+    window = 0.5 - 0.5 * torch.cos(2 * math.pi * m / config.n_fft)
+    decay = config.ema**config.hop
+    weights = scale * (1 - decay) * decay ** torch.arange(frames - 1, -1, -1, dtype=torch.float64)  # docs/memory.md 4
+    basis = torch.cat([torch.cos(angle), torch.sin(angle[1:-1])]) * window
+    return (weights[:, None, None] * basis).float().to(device)
+
+
+class _Watch:
+    """One block's tiles: frames are cut where they fall and transformed while their attention is in the cache.
+
+    Queries are the first axis here, so that a frame is n_fft of them in a row: frames overlap, and are never copied.
+    """
+
+    def __init__(self, spectrogram: Spectrogram, state: State, new: int, groups: int) -> None:
+        self._spectrogram, self._groups, self._before = spectrogram, groups, state
+        self._hop, self._n_fft = spectrogram.config.hop, spectrogram.config.n_fft
+        pending = state["pending"]
+        left = (pending.shape[2] + new) % self._hop
+        self._after = {**state, "pending": pending.new_zeros(*pending.shape[:2], left, pending.shape[3])}
+
+    def begin(self, heads: slice, first: int) -> None:
+        """See `Watch.begin`."""
+        self._heads, self._first = heads, first
+        before = {name: t.flatten(0, 1)[heads, :, first:].transpose(0, 1) for name, t in self._before.items()}
+        # Everything here is a sum over the query group; the mean is taken in the basis.
+        self._recent = torch.cat([before["carried"].float(), before["pending"].float()]) * self._groups
+        self._average = before["average"].contiguous()
+
+    def show(self, weights: Tensor) -> None:
+        """See `Watch.show`."""
+        heads, _, new, keys = weights.shape
+        recent = len(self._recent)
+        signal = weights.new_empty(recent + new, heads, keys)
+        signal[:recent] = self._recent[..., :keys]
+        sum_of_groups(weights, signal[recent:].transpose(0, 1))
+        frames = (recent + new) // self._hop - 1
+        if frames:
+            self._transform(signal, frames, weights)
+        self._recent = torch.nn.functional.pad(signal[frames * self._hop :], (0, self._average.shape[2] - keys))
+
+    def _transform(self, signal: Tensor, frames: int, room: Tensor) -> None:
+        """Adds the magnitudes of `frames` frames; the transforms take the place of `room`, which is in the cache."""
+        _, heads, keys = signal.shape
+        size, top = heads * keys, self._n_fft // 2
+        cut = signal.as_strided((frames, self._n_fft, size), (self._hop * size, size, 1))
+        basis = _basis(self._spectrogram.config, frames, 1 / self._groups, signal.device)
+        products = frames * self._n_fft * size
+        room = room.view(-1)[:products] if room.numel() >= products else room.new_empty(products)
+        parts = torch.bmm(basis, cut, out=room.view(frames, self._n_fft, size)).square_()
+        power = parts[:, : top + 1]
+        power[:, 1:top] += parts[:, top + 1 :]
+        power.sqrt_()
+        total = power[0] if frames == 1 else power.sum(0)
+        decayed = self._average[..., :keys].mul_(self._spectrogram.decay**frames)
+        decayed += total.view(-1, heads, keys)
+
+    def end(self) -> None:
+        """See `Watch.end`."""
+        after = {name: t.flatten(0, 1)[self._heads, :, self._first :] for name, t in self._after.items()}
+        recent = (self._recent / self._groups).transpose(0, 1)
+        after["average"].copy_(self._average.transpose(0, 1))
+        after["carried"].copy_(recent[:, : self._hop])
+        after["pending"].copy_(recent[:, self._hop :])
+
+    def state(self) -> State:
+        """See `Watch.state`."""
+        return self._after

@@ -1,0 +1,90 @@
+# A copy of namm_core/support.py of the package namm (Apache-2.0), so that this folder needs no other.
+"""What a memory cannot serve, and why: said before anything is computed, never computed wrongly.
+
+Knows nothing of how anything is remembered; asks a cache only what it was fed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from .cache import MemoryCache
+
+_KINDS = {"full_attention", "sliding_attention"}
+
+NO_WAY_BACK = (
+    "what a memory has forgotten cannot be taken back: leave out what needs a cache that can be cropped "
+    "(assisted decoding: assistant_model, prompt_lookup_num_tokens; contrastive search)"
+)
+
+UNREAD = (
+    "keys were stored that this memory's attention never read: an earlier call stopped midway, or the model's "
+    "attention was changed since (make a new MemoryCache), or a layer of this model does not use it (not supported)"
+)
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Raises ValueError, one line, for models that are more than layers of causal attention."""
+    name, config = type(model).__name__, model.config
+    if config.is_encoder_decoder:
+        raise ValueError(f"{name} is an encoder-decoder model; a memory serves decoder-only models")
+    text = config.get_text_config(decoder=True)
+    kinds = set(getattr(text, "layer_types", None) or ()) - _KINDS
+    if getattr(text, "attention_chunk_size", None) is not None:
+        kinds.add("chunked_attention")
+    if not kinds and getattr(model, "_is_stateful", False):
+        kinds.add("recurrent")
+    if kinds:
+        raise ValueError(f"{name} has {', '.join(sorted(kinds))} layers; a memory serves full and sliding attention")
+    stock = DynamicCache(config=text).layers
+    if len(stock) != text.num_hidden_layers or {type(s) for s in stock} - {DynamicLayer, DynamicSlidingWindowLayer}:
+        raise ValueError(f"{name} has layers that share keys, or store other things; a memory serves plain attention")
+
+
+def watch(model: PreTrainedModel, cache: MemoryCache) -> RemovableHandle:
+    """Checks each call of `model` with `cache` before it begins; ends with the handle, or with the cache."""
+    names = list(inspect.signature(model.forward).parameters)
+    of = weakref.ref(cache)  # a hook that held the cache would keep it for as long as the model lives
+
+    def before(_, args: tuple, kwargs: dict[str, Any]) -> None:
+        call = dict(zip(names, args, strict=False)) | kwargs
+        given = call.get("cache", call.get("past_key_values"))
+        if given is not None and given is of():
+            check_call(given, call)
+
+    handle = model.register_forward_pre_hook(before, with_kwargs=True)
+    weakref.finalize(cache, handle.remove)
+    return handle
+
+
+def check_call(cache: MemoryCache, call: dict[str, Any]) -> None:
+    """Raises ValueError, one line, for a call whose answer would be wrong. call: the arguments of `forward`."""
+    if call.get("output_attentions"):
+        raise ValueError("heads of a memory hold different tokens: for output_attentions, call the model without it")
+    mask = call.get("attention_mask")
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        raise ValueError("a memory takes a 2D padding mask; masks of other shapes are not supported")
+    real = mask.bool()
+    last = call.get("logits_to_keep")
+    # Logits of the last column alone are how `generate` begins. In evaluation, right padding is as good as left.
+    if isinstance(last, int) and last == 1 and bool((~real[:, -1] & real.any(1)).any()):
+        raise ValueError(
+            "prompts are padded on the right, so that the next token would follow padding: pad on the left "
+            "(tokenizer.padding_side = 'left')"
+        )
+    if cache.seen and cache.seen < mask.shape[1] and real[:, : cache.seen].sum(1).tolist() != cache.fed:
+        raise ValueError(
+            f"the mask shows {real[:, : cache.seen].sum(1).tolist()} tokens per row where this memory was fed "
+            f"{cache.fed}: what was fed as a token cannot become padding, nor padding a token"
+        )

@@ -1,0 +1,131 @@
+# A copy of namm_core/tiles.py of the package namm (Apache-2.0), so that this folder needs no other.
+"""Attention in tiles that fit a processor's cache: some heads times some queries at a time.
+
+What is done with a tile's probabilities (values, the mean over a query group, what a policy makes of it) happens while
+they are in the cache, so that a block's attention is never written out. Each tile is as wide as its own heads need:
+keys that came after its queries, and room that only other heads fill, are left out. Knows nothing of policies beyond
+how they watch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .blocks import Block
+    from .cache import MemoryLayer
+    from .policies_base import Policy, State
+
+CACHE = 1 << 20
+"""Bytes of probabilities in a tile on a CPU: with what is made of them they fit a core's second-level cache. A GPU has
+one tile for all heads and queries of a block: fewer, larger kernels (`MemoryLayer.tiled`)."""
+QUERIES = 128
+"""Queries in a tile, while one head's still fit: longer tiles have better matrix products."""
+
+
+def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    """One block of queries, the same columns for all rows, over all that the layer holds; the policy watches.
+
+    query: (rows, heads, new, size). Returns (rows, new, heads, size).
+    """
+    rows, heads, new, size = query.shape
+    kv_heads, columns = layer.keys.shape[1:3]
+    groups, lowest = heads // kv_heads, torch.finfo(query.dtype).min
+    queries = (query * scaling).reshape(rows * kv_heads, groups, new, size)  # query head h reads KV head h // groups
+    keys, values = layer.keys.flatten(0, 1).transpose(1, 2), layer.values.flatten(0, 1)
+    padding = (layer.positions < 0).flatten(0, 1) if layer.ragged else None
+    out = queries.new_empty(rows * kv_heads, groups, new, values.shape[-1])
+    watch = layer.watch(block, groups) if layer.policy.needs_attention else None
+    step = min(new, QUERIES) if layer.tiled else new
+    later = torch.full((step, step), lowest, dtype=query.dtype, device=query.device).triu_(1)
+    room = CACHE // (groups * step * query.element_size()) if layer.tiled else rows * kv_heads * columns
+    for some, width in grouped(layer.widths, room):
+        # Where some of these heads may hold nothing; of one tile for all, that is known without waiting for the device.
+        blank = columns - (min(layer.widths[some]) if layer.tiled else new)
+        first = columns - width
+        tile = queries.new_empty(groups * step * width * (some.stop - some.start))
+        if watch is not None:
+            watch.begin(some, first)
+        for start in range(0, new, step):
+            stop = min(start + step, new)
+            seen = columns - new + stop
+            taken = queries[some, :, start:stop].flatten(1, 2)
+            scores = tile[: taken.shape[0] * taken.shape[1] * (seen - first)].view(*taken.shape[:2], seen - first)
+            torch.bmm(taken, keys[some, :, first:seen], out=scores)
+            if softcap is not None:
+                scores.div_(softcap).tanh_().mul_(softcap)
+            if padding is not None and blank > first:
+                scores[..., : blank - first] += padding[some, None, first:blank].to(scores.dtype) * lowest
+            wide = scores.view(-1, groups, stop - start, seen - first)
+            wide[..., start - stop :] += later[: stop - start, : stop - start]
+            if scores.dtype == torch.float32:
+                weights = torch.softmax(scores, dim=-1, out=scores)
+            else:
+                weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+            mixed = torch.bmm(weights.to(values.dtype), values[some, first:seen])
+            out[some, :, start:stop] = mixed.view(-1, groups, stop - start, mixed.shape[-1])
+            if watch is not None:
+                watch.show(weights.view_as(wide))
+        if watch is not None:
+            watch.end()
+    if watch is not None:
+        layer.state = watch.state()
+    return out.view(rows, heads, new, -1).transpose(1, 2)
+
+
+class Whole:
+    """Watches for a policy that wants a block's attention in one tensor."""
+
+    def __init__(self, policy: Policy, state: State, block: Block, positions: Tensor, groups: int) -> None:
+        self._policy, self._state, self._block, self._groups = policy, state, block, groups
+        rows, heads, columns = positions.shape
+        self._mean = torch.zeros(rows, heads, block.new, columns, device=positions.device)
+
+    def begin(self, heads: slice, first: int) -> None:
+        """See `Watch.begin`."""
+        self._heads, self._first, self._at = heads, first, 0
+
+    def show(self, weights: Tensor) -> None:
+        """See `Watch.show`."""
+        at, self._at = self._at, self._at + weights.shape[2]
+        mean = self._mean.flatten(0, 1)[self._heads, at : self._at, self._first : self._first + weights.shape[3]]
+        sum_of_groups(weights, mean).div_(self._groups)
+
+    def end(self) -> None:
+        """See `Watch.end`."""
+
+    def state(self) -> State:
+        """See `Watch.state`."""
+        return self._policy.observe(self._state, self._mean, self._block.fed, self._block.counts)
+
+
+def sum_of_groups(weights: Tensor, out: Tensor) -> Tensor:
+    """Adds up (heads, groups, queries, keys) over the groups, into out (heads, queries, keys).
+
+    A sum of slices is several times faster than `sum` over a short inner axis.
+    """
+    if weights.shape[1] == 1:
+        return out.copy_(weights[:, 0])
+    torch.add(weights[:, 0], weights[:, 1], out=out)
+    for group in range(2, weights.shape[1]):
+        out += weights[:, group]
+    return out
+
+
+def grouped(widths: list[int], room: int) -> Iterator[tuple[slice, int]]:
+    """Consecutive heads whose tokens, padded to the fullest one's, are no more than `room`: slice and width.
+
+    widths: tokens of each head. A head that is alone may be wider than the room.
+    """
+    start = 0
+    while start < len(widths):
+        stop, width = start + 1, widths[start]
+        while stop < len(widths) and max(width, widths[stop]) * (stop + 1 - start) <= room:
+            width = max(width, widths[stop])
+            stop += 1
+        yield slice(start, stop), width
+        start = stop
