@@ -65,6 +65,10 @@ def summarise(records: Sequence[Mapping], extra: Mapping | None = None) -> dict:
             "score": score,
             "mean": _mean(score.values()),
             "normalised": _mean(score[task] / (base[task] + 1e-7) for task in tasks),
+            "normalised_tasks": {task: score[task] / (base[task] + 1e-7) for task in tasks},
+            "kept_tasks": {
+                task: _mean(float(policies[name][keys[i]]["kept"]) for i in rows) for task, rows in by_task.items()
+            },
             "kept": _mean(float(policies[name][key]["kept"]) for key in keys),
             "budget": budgets[name],
             "difference": difference,
@@ -113,7 +117,21 @@ def markdown(result: Mapping) -> str:
         cells += [f"{entry['score'][task]:.3f}" for task in tasks]
         lines.append([f"**{cell}**" if name == "namm" and cell else cell for cell in cells])
     rows = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return "\n".join([*rows, "", _caption(result).replace("\n", " "), ""])
+    return "\n".join([*rows, "", _caption(result).replace("\n", " "), "", *_by_task(result)])
+
+
+def _by_task(result: Mapping) -> list[str]:
+    """The NAMM by task, trained and held-out ones apart: raw score, the full cache's, their ratio, kept fraction."""
+    entry = result["policies"].get("namm")
+    if entry is None or "kept_tasks" not in entry:
+        return []
+    lines = ["| task | | score | full cache | normalised | kept |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+    held_out = result.get("heldout_tasks", ())
+    for task in sorted(result["base"], key=lambda task: task in held_out):
+        kind = "held out" if task in held_out else "trained"
+        numbers = entry["score"][task], result["base"][task], entry["normalised_tasks"][task], entry["kept_tasks"][task]
+        lines.append(f"| {task} | {kind} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |")
+    return [*lines, ""]
 
 
 def _by_policy(records: Sequence[Mapping]) -> tuple[dict[str, dict[Key, Mapping]], dict[str, float | None]]:

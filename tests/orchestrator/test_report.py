@@ -182,7 +182,15 @@ def test_table_is_whole_in_a_terminal(width, tasks):
 def test_markdown_has_every_column_in_every_row():
     result = summarise(many_tasks(("a", "b")), {"heldout_tasks": ["b"]})
     rows = [line.strip("|").split("|") for line in markdown(result).splitlines() if line.startswith("|")]
+    rows, by_task = rows[: 2 + len(POLICIES)], rows[2 + len(POLICIES) :]
     assert len(rows) == 2 + len(POLICIES) and {len(row) for row in rows} == {7}
+    assert [[cell.strip() for cell in row[:2]] for row in by_task[2:]] == [["a", "trained"], ["b", "held out"]]
+    entry = result["policies"]["namm"]
+    for row, task in zip(by_task[2:], "ab", strict=True):
+        score, full, normalised, kept = (float(cell) for cell in row[2:])
+        assert (score, full) == (round(entry["score"][task], 3), round(result["base"][task], 3))
+        assert normalised == pytest.approx(entry["score"][task] / result["base"][task], abs=1e-3)
+        assert kept == pytest.approx(entry["kept_tasks"][task], abs=1e-3)
     low, high = result["policies"]["oracle"]["difference_interval"]
     assert f"[{low:+.3f}, {high:+.3f}]" in rows[4][3]
     assert rows[2][3].strip() == "" and rows[3][4].strip() == ""  # neither full nor namm against itself
