@@ -21,14 +21,20 @@ def test_use_it(tmp_path, monkeypatch, capsys, small_model):
 
 
 def test_without_the_package(tmp_path, monkeypatch, small_model):
-    """The line with `custom_generate`, on the shipped memory."""
+    """The two lines about `custom_generate`, on the shipped memory."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from namm_core import Namm
+
     text = " ".join(README.read_text().split())
-    line = re.search(r"`(model\.generate\(ids, custom_generate=.*?\))`", text).group(1)
-    monkeypatch.chdir(small_model.parent.parent)
+    save, use = (
+        re.search(start + r".*?\))`", text).group(1) for start in (r"`(Namm\..*?\.save_", r"`(model\.generate\(")
+    )
+    (tmp_path / "models").symlink_to(small_model.parent)
+    monkeypatch.chdir(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained("models/recall-small")
-    names = {"model": AutoModelForCausalLM.from_pretrained("models/recall-small")}
+    names = {"Namm": Namm, "model": AutoModelForCausalLM.from_pretrained("models/recall-small")}
     names["ids"] = tokenizer("Text: Anna:Paris. The farmer waited.\nWhere is Anna?", return_tensors="pt").input_ids
-    answer = eval(line, names)
+    eval(save, names)
+    answer = eval(use, names)
     assert "Where is Anna? Paris" in tokenizer.decode(answer[0])
