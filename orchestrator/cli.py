@@ -8,7 +8,6 @@ import errno
 import json
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -90,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evolve(options: argparse.Namespace) -> int:
-    from orchestrator.display import Display
+    from orchestrator.display import shown
 
     if options.config is None:
         raise ValueError("which job? namm evolve CONFIG.yaml, or namm evolve --resume RUN")
@@ -99,16 +98,8 @@ def _evolve(options: argparse.Namespace) -> int:
     if given := next((name for name in ASSUMED if getattr(options, name) is not None), None):
         raise ValueError(f"--{given} is for --dry-run")
     job = _job(options)
-    display = Display()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and a machine that goes: as Ctrl-C
-    try:
+    with shown(f"namm evolve --resume {job.name}") as display:
         result = run(job, options.resume, display)
-    except KeyboardInterrupt:
-        display.stop()
-        display.console.print(f"\ninterrupted; nothing is lost: namm evolve --resume {job.name}")
-        raise
-    finally:
-        display.stop()
     display.console.print(report.table(result))
     folder = RUNS / job.name
     display.console.print(f"run folder: {folder}   pictures: {folder}/*.png   the memory: {folder}/namm")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +19,21 @@ HEADER = (
     f"{'generation':>12}{'fitness':>10}{'best':>9}{'mean':>9}{'full':>8}{'kept':>7}{'sigma':>9}"
     f"{'eval/s':>8}{'left':>8}   validation: score (full), kept"
 )
+
+
+@contextmanager
+def shown(again: str) -> Iterator[Display]:
+    """A display for what may be interrupted, by Ctrl-C or SIGTERM; then it says `again`, the command that goes on."""
+    display = Display()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and a machine that goes: as Ctrl-C
+    try:
+        yield display
+    except KeyboardInterrupt:
+        display.stop()
+        display.console.print(f"\ninterrupted; nothing is lost: {again}")
+        raise
+    finally:
+        display.stop()
 
 
 class Display:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +68,11 @@ def finished(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
 
 
 def _command(options: argparse.Namespace) -> int:
-    from orchestrator.display import Display
+    from orchestrator.display import shown
 
     asked = asked_for(options)
-    display = Display()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and a machine that goes: as Ctrl-C
-    try:
+    with shown(f"namm evaluate --resume {asked.job.name}") as display:
         result, points = evaluate.run(asked, options.resume, display)
-    except KeyboardInterrupt:
-        display.stop()
-        display.console.print(f"\ninterrupted; nothing is lost: namm evaluate --resume {asked.job.name}")
-        raise
-    finally:
-        display.stop()
     display.console.print()
     display.console.print(curve_tables.table(result, points))
     display.console.print(

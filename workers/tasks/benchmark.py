@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,7 @@ class BenchmarkConfig:
                 raise ValueError(f"max_new_tokens of {task} must be at least 1, not {limit}")
 
 
-class Benchmark:
+class Benchmark(ABC):
     """The tasks of one benchmark (a `TaskSet`). A subclass says where records are and what a sample is made of.
 
     A task's file is read when it is first asked for. Training samples are drawn without replacement, pass after
@@ -109,13 +110,13 @@ class Benchmark:
             raise ValueError(f"{task} has {len(members)} {split} samples: there is no number {index}")
         return self.records(task)[members[index]]
 
+    @abstractmethod
     def read(self, task: str) -> Records:
         """Finds and reads a task's file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
         """The sample of a record."""
-        raise NotImplementedError
 
     def filled(self, task: str, record: dict[str, Any]) -> str | None:
         """The configured template of a task with the record's values in it; None: there is no template."""
