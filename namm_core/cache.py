@@ -312,6 +312,10 @@ class MemoryCache(Cache):
         """(layers, rows, kv_heads) int64, entries held."""
         return torch.stack([layer.held.counts.cpu() for layer in self.layers])
 
+    def kept_fractions(self) -> list[list[float]]:
+        """Per row and layer: entries held / tokens fed, mean over KV heads."""
+        return (self.kept_counts().double().mean(-1) / torch.tensor(self.fed)).T.tolist()
+
     @property
     def nbytes(self) -> int:
         """Bytes of the storage behind keys and values."""

@@ -46,10 +46,7 @@ def answer(
     rows, lengths = len(prompts), torch.tensor([len(p) for p in prompts])
     past: Cache = DynamicCache(config=model.config) if cache is None else cache
     first, mask = prefill(model, prompts, past)
-    if cache is None:
-        kept = [[1.0] * len(past.layers)] * rows
-    else:
-        kept = (cache.kept_counts().double().mean(-1) / torch.tensor(cache.fed)).T.tolist()
+    kept = [[1.0] * len(past.layers)] * rows if cache is None else cache.kept_fractions()
     wanted = torch.nn.utils.rnn.pad_sequence(references, batch_first=True).to(model.device)
     forced = wanted if wanted.shape[1] > 1 else None
     scored, _ = _decode(model, _fork(past), first, mask, lengths, wanted.shape[1], forced, ())

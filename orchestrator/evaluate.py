@@ -227,7 +227,9 @@ def _timed(
 
     def measure() -> list:
         dispatcher.quiet()
-        dispatcher.ask("timing", PolicySpec("full"), prompts[0], DECODED)  # a first call pays for much else
+        first = dispatcher.ask("timing", PolicySpec("full"), prompts[0], DECODED)  # it pays for much else
+        if first is None:  # this kind of target has no speeds
+            return []
         rounds, done = [], 0
         for number in range(spec.timing):
             at = number * len(order) // spec.timing  # nobody is always first, or behind the same one

@@ -58,9 +58,9 @@ def checked(
     policies: what will be compared; samples: what will be asked for, by the name of the setting that says how many.
     Raises ValueError for a model or task that is not there, and for what the tasks do not have.
     """
-    from workers import models  # imports torch
+    from workers import models, targets  # imports torch
 
-    models.check(job.model)
+    targets.find(job.target).check(job.model)
     job = dataclasses.replace(job, model=models.pinned(job.model))  # what "main" means must not change on the way
     tasks = load_tasks(job.tasks)
     for task in job.kinds:
@@ -111,7 +111,7 @@ def opened(
         display.status("starting Ray and the workers")
         cpus = None if job.workers.count is None else job.workers.count * job.workers.threads
         stack.enter_context(connected(job.workers.ray_address, f"namm-{job.name}", cpus))
-        config = EvaluatorConfig(job.model, job.tasks, job.memory, job.workers.threads, redis_url, job.prompt)
+        config = evaluator_config(job, redis_url)
         fleet = stack.enter_context(closing(RayFleet(config, job.workers)))
         dispatcher = Dispatcher(fleet, job.workers, journal)
         params = dataclasses.asdict(settings[1])
@@ -123,6 +123,13 @@ def opened(
             finished = True
         finally:
             tracker.finish("FINISHED" if finished else "KILLED")
+
+
+def evaluator_config(job: JobSpec, redis_url: str | None = None) -> EvaluatorConfig:
+    """What a job's workers are made of."""
+    return EvaluatorConfig(
+        job.model, job.tasks, job.memory, job.workers.threads, redis_url, job.prompt, target=job.target
+    )
 
 
 def statistics(

@@ -1,0 +1,112 @@
+"""Language models: a prompt's tokens in, greedy text out, scored by the task's metric."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+from namm_core import MemoryCache
+from namm_core.generation import answer
+from workers import models
+from workers.config import EvaluatorConfig, ModelConfig
+from workers.prompts import PromptStore, content_key
+from workers.targets.base import Outcome, Target
+from workers.tasks import OWN_METRIC
+from workers.tasks.metrics import score
+from workers.tasks.prompt import Prompt, cut, tokenise
+from workers.tasks.source import load_tasks
+from workers.timing import Timing, measure
+from workers.unit import SampleRef
+
+RECENT_TOKENS = 2**24
+"""Tokens of prompts that a worker holds: 64 MiB."""
+
+
+class Language(Target[Prompt]):
+    """A causal language model of transformers."""
+
+    def __init__(self, config: EvaluatorConfig, store: PromptStore) -> None:
+        self.config = config
+        self.tasks = load_tasks(config.tasks)
+        self.model, self.tokenizer = models.load(config.model)
+        self.prompts = store
+        self._weights_digest = models.weights_digest(config.model.path, config.model.revision)
+        self._tokenizer_digest = models.tokenizer_digest(self.tokenizer)
+        self._recent: OrderedDict[SampleRef, Prompt] = OrderedDict()
+        self._recent_tokens = 0
+        self._tasks_digest = content_key("tasks", **config.tasks)
+        self._prompt_choices = dataclasses.asdict(config.prompt)
+        self._chat = self.tokenizer.chat_template if config.prompt.chat_template else None
+        ends = self.model.generation_config.eos_token_id
+        self._ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+
+    @staticmethod
+    def check(config: ModelConfig) -> None:
+        models.check(config)
+
+    def sample(self, ref: SampleRef) -> Prompt:
+        """The sample's token ids, from this process, from Redis, or made anew."""
+        if ref in self._recent:
+            self._recent.move_to_end(ref)
+            return self._recent[ref]
+        key = content_key(
+            "prompt",
+            version=4,
+            tokenizer=self._tokenizer_digest,
+            tasks=[self._tasks_digest, self.tasks.fingerprint(ref.task)],
+            prompt=[self._prompt_choices, self._chat],
+            sample=list(ref),
+        )
+        packed = self.prompts.get_or_make(
+            key, lambda: tokenise(self.tasks.sample(*ref), self.tokenizer, self.config.prompt).pack()
+        )
+        prompt = self._recent[ref] = Prompt.unpack(packed)
+        self._recent_tokens += prompt.tokens
+        while self._recent_tokens > RECENT_TOKENS and len(self._recent) > 1:
+            self._recent_tokens -= self._recent.popitem(last=False)[1].tokens
+        return prompt
+
+    def read(self, sample: Prompt, cache: MemoryCache) -> None:
+        ids = torch.from_numpy(sample.ids).long()[None].to(self.model.device)
+        self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    def run(self, rows: list[Prompt], cache: Cache | None) -> list[Outcome]:
+        answers = answer(
+            self.model,
+            [torch.from_numpy(p.ids).long() for p in rows],
+            [torch.from_numpy(p.reference).long() for p in rows],
+            cache,
+            max(p.max_new_tokens for p in rows),
+            self._ends,
+        )
+        outcomes = []
+        for prompt, got in zip(rows, answers, strict=True):
+            text = self.tokenizer.decode(got.tokens[: prompt.max_new_tokens], skip_special_tokens=True)
+            prediction = cut(text, prompt.stop)
+            outcomes.append(Outcome(self._score(prompt, prediction), got.logprob, got.kept, prediction.strip()))
+        return outcomes
+
+    def identity(self, refs: tuple[SampleRef, ...]) -> dict[str, Any]:
+        model = self.config.model
+        return {
+            "model": [self._weights_digest, model.dtype, model.ntk_alpha, self.model.device.type],
+            "tokenizer": self._tokenizer_digest,
+            "tasks": [self._tasks_digest, *(self.tasks.fingerprint(ref.task) for ref in refs)],
+            "prompt": [self._prompt_choices, self._chat],
+        }
+
+    def labels(self, sample: Prompt) -> list[str]:
+        """The tokens as text."""
+        return [self.tokenizer.decode([token]) for token in sample.ids.tolist()]
+
+    def measure(self, sample: Prompt, cache: Cache | None, tokens: int) -> Timing:
+        return measure(self.model, torch.from_numpy(sample.ids).long(), cache, tokens)
+
+    def _score(self, prompt: Prompt, prediction: str) -> float:
+        if prompt.metric == OWN_METRIC:
+            return self.tasks.grade(*prompt.ref, prediction)
+        return score(prompt.metric, prediction, list(prompt.answers), prompt.classes or None)
