@@ -26,7 +26,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--model", help="another model, folder or Hub id (further settings: model.dtype=...)")
     parser.add_argument("--policies", type=_names, help="comma-separated; default: all that there are")
     listed = ",".join(f"{budget:g}" for budget in BUDGETS)
-    parser.add_argument("--budgets", type=_fractions, help=f"kept fractions, comma-separated ({listed})")
+    parser.add_argument("--budgets", type=fractions, help=f"kept fractions, comma-separated ({listed})")
     parser.add_argument("--samples", type=int, help="held-out samples over all kinds of task (200)")
     parser.add_argument("--validation", type=int, help="validation samples that sizes are found on (36)")
     parser.add_argument("--timing", type=int, help="rounds in which speeds are measured (5; 0: none)")
@@ -114,7 +114,8 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.replace(" ", "").split(",") if name)
 
 
-def _fractions(text: str) -> tuple[float, ...]:
+def fractions(text: str) -> tuple[float, ...]:
+    """Kept fractions from `0.1,0.2`; argparse's own error where they are none."""
     try:
         return tuple(float(part) for part in _names(text))
     except ValueError:
