@@ -32,7 +32,7 @@ class Heads:
     """Where the keys of each (row, KV head) stand in a tensor: `lengths` of them in a row, from `first` on."""
 
     first: Tensor
-    """(rows * kv_heads,) int32 or int64: of (heads, columns, ...) the first column, of (tokens, ...) the first token."""
+    """(rows * kv_heads,) integers: first column of (heads, columns, ...), first token of (tokens, ...)."""
     lengths: Tensor
     """(rows * kv_heads,) int32"""
     longest: int
@@ -313,63 +313,64 @@ def _spectrogram(
     kv = tl.program_id(1).to(tl.int64)
     length = tl.load(lengths + kv)
     tile = tl.program_id(0) * KEYS
-    if tile < length:
-        c = tile + tl.arange(0, KEYS)
-        d = tl.arange(0, WIDTH)
-        f = tl.arange(0, HOP)  # frequencies, and places in a hop
-        real = (c < length)[:, None]
-        begin = tl.load(first + kv).to(tl.int64)
-        k = tl.load(
-            key + kv * key_head + (begin + c[:, None]) * key_token + d[None, :],
-            mask=real & (d < SIZE)[None, :],
-            other=0.0,
-        )
-        kv_heads: tl.constexpr = QUERY_HEADS // GROUPS
-        query += (kv // kv_heads) * query_row + (kv % kv_heads) * GROUPS * query_head
-        sums += kv * GROUPS * new
-        token = tl.load(held + kv).to(tl.int64) + c[:, None]
-        average += kv * average_head + token * average_token
-        carried += kv * carried_head + token * carried_token + f[None, :] * carried_of
-        pending += kv * pending_head + token * pending_token + f[None, :] * pending_of
-        after += kv * after_head + token * after_token + f[None, :] * after_of
-        cosines = basis + f[:, None] * HOP + f[None, :]  # (2 halves, 2 parts, hop, hop)
-        first_cosine, first_sine = tl.load(cosines), tl.load(cosines + HOP * HOP)
-        second_cosine, second_sine = tl.load(cosines + 2 * HOP * HOP), tl.load(cosines + 3 * HOP * HOP)
-        before = tl.load(carried, mask=real, other=0.0).to(tl.float32)
-        waiting = tl.load(pending, mask=real & (f < phase)[None, :], other=0.0).to(tl.float32)
-        mean = tl.load(average + f[None, :] * average_of, mask=real, other=0.0)
-        # The sine of frequency 0 vanishes: in its place stands the highest frequency, which is real.
-        highest = tl.load(average + HOP * average_of, mask=real, other=0.0)
-        last = tl.where(f[None, :] == 0, highest, 0.0)
-        old = length - new
-        frames = (phase + new) // HOP
-        # A tile of the block's own keys receives nothing before the first of them; its average and hops are zero.
-        begins = (phase + tl.maximum(tile - old, 0)) // HOP
-        for t in range(begins, frames):
-            hop = _received(
-                query, sums, k, c, old, t, new, phase, query_head, query_token, scaling, softcap,
-                GROUPS, GROUPS_POWER, SIZE, WIDTH, KEYS, HOP, CAPPED, PRECISION, INTERPRETED,
-            )  # fmt: skip
-            hop += tl.where(t == 0, waiting, 0.0)
-            re = tl.dot(before, first_cosine, input_precision=PRECISION)
-            re = tl.dot(hop, second_cosine, acc=re, input_precision=PRECISION)
-            im = tl.dot(before, first_sine, input_precision=PRECISION)
-            im = tl.dot(hop, second_sine, acc=im, input_precision=PRECISION)
-            magnitude = tl.where(f[None, :] == 0, tl.abs(re), tl.sqrt(re * re + im * im))
-            mean = mean * decay + magnitude * (1 - decay)
-            last = last * decay + tl.abs(im) * (1 - decay)  # of frequency 0 alone it means something
-            before = hop
-        tl.store(average + f[None, :] * average_of, mean, mask=real)
-        highest = tl.sum(tl.where(f[None, :] == 0, last, 0.0), axis=1)
-        tl.store(average + HOP * average_of, highest[:, None], mask=real)
-        tl.store(carried, before.to(carried.dtype.element_ty), mask=real)
-        if left > 0:
-            hop = _received(
-                query, sums, k, c, old, frames, new, phase, query_head, query_token, scaling, softcap,
-                GROUPS, GROUPS_POWER, SIZE, WIDTH, KEYS, HOP, CAPPED, PRECISION, INTERPRETED,
-            )  # fmt: skip
-            hop += tl.where(frames == 0, waiting, 0.0)
-            tl.store(after, hop.to(after.dtype.element_ty), mask=real & (f < left)[None, :])
+    if tile >= length:
+        return
+    c = tile + tl.arange(0, KEYS)
+    d = tl.arange(0, WIDTH)
+    f = tl.arange(0, HOP)  # frequencies, and places in a hop
+    real = (c < length)[:, None]
+    begin = tl.load(first + kv).to(tl.int64)
+    k = tl.load(
+        key + kv * key_head + (begin + c[:, None]) * key_token + d[None, :],
+        mask=real & (d < SIZE)[None, :],
+        other=0.0,
+    )
+    kv_heads: tl.constexpr = QUERY_HEADS // GROUPS
+    query += (kv // kv_heads) * query_row + (kv % kv_heads) * GROUPS * query_head
+    sums += kv * GROUPS * new
+    token = tl.load(held + kv).to(tl.int64) + c[:, None]
+    average += kv * average_head + token * average_token
+    carried += kv * carried_head + token * carried_token + f[None, :] * carried_of
+    pending += kv * pending_head + token * pending_token + f[None, :] * pending_of
+    after += kv * after_head + token * after_token + f[None, :] * after_of
+    cosines = basis + f[:, None] * HOP + f[None, :]  # (2 halves, 2 parts, hop, hop)
+    first_cosine, first_sine = tl.load(cosines), tl.load(cosines + HOP * HOP)
+    second_cosine, second_sine = tl.load(cosines + 2 * HOP * HOP), tl.load(cosines + 3 * HOP * HOP)
+    before = tl.load(carried, mask=real, other=0.0).to(tl.float32)
+    waiting = tl.load(pending, mask=real & (f < phase)[None, :], other=0.0).to(tl.float32)
+    mean = tl.load(average + f[None, :] * average_of, mask=real, other=0.0)
+    # The sine of frequency 0 vanishes: in its place stands the highest frequency, which is real.
+    highest = tl.load(average + HOP * average_of, mask=real, other=0.0)
+    last = tl.where(f[None, :] == 0, highest, 0.0)
+    old = length - new
+    frames = (phase + new) // HOP
+    # A tile of the block's own keys receives nothing before the first of them; its average and hops are zero.
+    begins = (phase + tl.maximum(tile - old, 0)) // HOP
+    for t in range(begins, frames):
+        hop = _received(
+            query, sums, k, c, old, t, new, phase, query_head, query_token, scaling, softcap,
+            GROUPS, GROUPS_POWER, SIZE, WIDTH, KEYS, HOP, CAPPED, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        hop += tl.where(t == 0, waiting, 0.0)
+        re = tl.dot(before, first_cosine, input_precision=PRECISION)
+        re = tl.dot(hop, second_cosine, acc=re, input_precision=PRECISION)
+        im = tl.dot(before, first_sine, input_precision=PRECISION)
+        im = tl.dot(hop, second_sine, acc=im, input_precision=PRECISION)
+        magnitude = tl.where(f[None, :] == 0, tl.abs(re), tl.sqrt(re * re + im * im))
+        mean = mean * decay + magnitude * (1 - decay)
+        last = last * decay + tl.abs(im) * (1 - decay)  # of frequency 0 alone it means something
+        before = hop
+    tl.store(average + f[None, :] * average_of, mean, mask=real)
+    highest = tl.sum(tl.where(f[None, :] == 0, last, 0.0), axis=1)
+    tl.store(average + HOP * average_of, highest[:, None], mask=real)
+    tl.store(carried, before.to(carried.dtype.element_ty), mask=real)
+    if left > 0:
+        hop = _received(
+            query, sums, k, c, old, frames, new, phase, query_head, query_token, scaling, softcap,
+            GROUPS, GROUPS_POWER, SIZE, WIDTH, KEYS, HOP, CAPPED, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        hop += tl.where(frames == 0, waiting, 0.0)
+        tl.store(after, hop.to(after.dtype.element_ty), mask=real & (f < left)[None, :])
 
 
 @triton.jit
