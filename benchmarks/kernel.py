@@ -28,6 +28,7 @@ from torch.nn.attention.bias import causal_lower_right
 from namm_core import Namm, fused, tiles
 from namm_core.blocks import Block
 from namm_core.cache import MemoryLayer
+from namm_core.ragged import Heads
 from orchestrator.sizing import Gpu
 
 ROWS, KEYS = (1, 8), (2048, 8192, 32768)
@@ -76,7 +77,7 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, gpu: Gpu) ->
     layer, query = _layer(shape, lengths, columns, device, dtype)
     block = Block([4 * columns] * shape.rows, [shape.new] * shape.rows, [False] * shape.rows, slice(0, shape.new))
     scaling = shape.size**-0.5
-    heads = kernel.Heads.packed(lengths.to(device), columns)
+    heads = Heads.packed(lengths.to(device), columns)
     keys, values = layer.keys.flatten(0, 1), layer.values.flatten(0, 1)
     _, sums = kernel.attention(query, keys, values, heads, scaling)
     attended = fused.Attended(query, keys, heads, sums, scaling, None)

@@ -8,42 +8,54 @@ policies and devices these are; knows nothing of how the kernels work. Triton is
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from namm_core.config import NammConfig
+from namm_core.ragged import Heads
 
 if TYPE_CHECKING:
     from namm_core.blocks import Block
     from namm_core.cache import MemoryLayer
-    from namm_core.kernel import Heads
     from namm_core.policies.base import State
+
+OLDEST = (3, 7)
+"""Triton's version."""
 
 
 @functools.cache
-def installed() -> bool:
-    """Whether Triton is there."""
-    return importlib.util.find_spec("triton") is not None
+def kernels() -> ModuleType | None:
+    """`namm_core.kernel`, or None: without Triton, and in the copy that travels with a memory (`sharing`)."""
+    try:
+        import triton
+
+        if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
+            return None
+        # By name, so that no copy carries it: transformers imports all modules that a copy consists of.
+        return importlib.import_module(f"{__package__}.kernel")
+    except ImportError:
+        return None
 
 
 def wanted(device: torch.device) -> bool:
     """Whether a layer on this device uses the kernels when nothing is said: on GPUs that know bfloat16."""
-    return device.type == "cuda" and installed() and torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cuda" and kernels() is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def check(device: torch.device) -> None:
     """Raises ValueError where the kernels cannot run on this device."""
-    if not installed():
-        raise ValueError("fused attention needs Triton, which is not installed: pip install 'namm[kernel]'")
+    if kernels() is None:
+        raise ValueError(
+            "fused attention needs Triton 3.7 or newer, which is not installed: pip install 'namm[kernel]'"
+        )
     if device.type == "cuda":
         return
-    from namm_core import kernel
-
-    if device.type != "cpu" or not kernel.INTERPRETED:
+    if device.type != "cpu" or not kernels().INTERPRETED:
         raise ValueError(
             f"fused attention runs on CUDA devices, not on {device.type}: leave it out, or, to test it on a CPU, set "
             "TRITON_INTERPRET=1 before anything is imported"
@@ -72,11 +84,9 @@ class Attended:
 
     def spectrogram(self, state: State, config: NammConfig) -> State:
         """A `spectrogram.State` with the block's keys, advanced by the block; writes into `state`."""
-        from namm_core import kernel
-
         flat = {name: t.flatten(0, 1) for name, t in state.items()}
         heads = self.heads
-        after = kernel.spectrogram(
+        after = kernels().spectrogram(
             self.query, self.keys, heads, self.sums, flat, heads, config, self.scaling, self.softcap
         )
         return {name: t.unflatten(0, state[name].shape[:2]) for name, t in after.items()}
@@ -87,16 +97,14 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, soft
 
     query: (rows, heads, new, size). Returns (rows, new, heads, size).
     """
-    from namm_core import kernel
-
     keys, values = layer.keys.flatten(0, 1), layer.values.flatten(0, 1)
     columns = keys.shape[1]
     if layer.ragged:
         lengths = (layer.positions >= 0).sum(-1, dtype=torch.int32).flatten()
     else:
         lengths = torch.full(keys.shape[:1], columns, dtype=torch.int32, device=keys.device)
-    heads = kernel.Heads.packed(lengths, columns)
-    out, sums = kernel.attention(query, keys, values, heads, scaling, softcap)
+    heads = Heads.packed(lengths, columns)
+    out, sums = kernels().attention(query, keys, values, heads, scaling, softcap)
     if layer.policy.needs_attention:
         attended = Attended(query, keys, heads, sums, scaling, softcap)
         layer.state = layer.policy.advance(layer.state, attended, block.fed[0])

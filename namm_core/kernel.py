@@ -11,7 +11,6 @@ environment before Triton is first imported, the kernels run on a CPU, in NumPy,
 
 import functools
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -19,34 +18,13 @@ import triton.language as tl
 from torch import Tensor
 
 from namm_core.config import NammConfig
+from namm_core.ragged import Heads
 
 INTERPRETED = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter."""
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
 """Products of float32: three of tf32 each where there are tensor cores for it, close to float32."""
 LOG2E = tl.constexpr(1 / math.log(2))
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Where the keys of each (row, KV head) stand in a tensor: `lengths` of them in a row, from `first` on."""
-
-    first: Tensor
-    """(rows * kv_heads,) integers: first column of (heads, columns, ...), first token of (tokens, ...)."""
-    lengths: Tensor
-    """(rows * kv_heads,) int32"""
-    longest: int
-    """No head is longer."""
-
-    @classmethod
-    def packed(cls, lengths: Tensor, columns: int) -> "Heads":
-        """Heads of a dense tensor of so many columns, packed to the right."""
-        return cls(columns - lengths, lengths, columns)
-
-    @classmethod
-    def end_to_end(cls, lengths: Tensor) -> "Heads":
-        """Heads one after the other in a tensor without padding (`namm_core.ragged`)."""
-        return cls(lengths.cumsum(0) - lengths, lengths, int(lengths.max()))
 
 
 def attention(

@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="Triton is not installed (pip install 'namm
 
 from namm_core import MemoryCache, Namm, NammConfig, fused, kernel  # noqa: E402
 from namm_core.policies import H2O, Streaming  # noqa: E402
+from namm_core.ragged import Heads  # noqa: E402
 from namm_core.spectrogram import Spectrogram  # noqa: E402
 
 DEVICE = "cpu" if kernel.INTERPRETED else "cuda"
@@ -77,9 +78,9 @@ class Case:
         keys, values = self.keys.flatten(0, 1), self.values.flatten(0, 1)
         state = {name: tensor.flatten(0, 1).clone() for name, tensor in self.state.items()}
         filled = self.filled.flatten(0, 1)
-        heads = kernel.Heads.packed(lengths, self.columns)
+        heads = Heads.packed(lengths, self.columns)
         if end_to_end:
-            heads = kernel.Heads.end_to_end(lengths)
+            heads = Heads.end_to_end(lengths)
             keys, values = keys[filled], values[filled]
             state = {name: tensor.transpose(1, 2)[filled] for name, tensor in state.items()}
         query, keys, values = self.query.to(DEVICE), keys.to(DEVICE), values.to(DEVICE)
@@ -222,13 +223,13 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path):
 
 def test_without_triton_there_are_tiles(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)  # what an import sees where it is not installed
-    fused.installed.cache_clear()
+    fused.kernels.cache_clear()
     try:
         with MemoryCache(small_model("llama"), Namm()) as cache, torch.no_grad():
             cache._model(text(20, 1)[None], past_key_values=cache)
         assert cache.layers[0].fused is False
         with MemoryCache(small_model("llama"), Namm(), fused=True) as cache, torch.no_grad():
-            with pytest.raises(ValueError, match="needs Triton, which is not installed: pip install"):
+            with pytest.raises(ValueError, match="needs Triton 3.7 or newer, which is not installed: pip install"):
                 cache._model(text(20, 1)[None], past_key_values=cache)
     finally:
-        fused.installed.cache_clear()
+        fused.kernels.cache_clear()
