@@ -75,7 +75,7 @@ class MemoryLayer(CacheLayerMixin):
         if self.tiled is None:
             self.tiled = device.type == "cpu"
         if self.fused is None:
-            self.fused = fused.wanted(device)
+            self.fused = fused.wanted(device, key_states.dtype)
         elif self.fused:
             fused.check(device)
         self.held = Held(
@@ -243,7 +243,7 @@ class MemoryCache(Cache):
     model: any transformers model whose attention goes through `AttentionInterface`; its attention function is set
     here, and set back by `detach` (or at the end of a `with` block). policy: a `Namm` or any other `Policy`. tiled:
     whether attention runs in tiles that fit a processor's cache, or in one for a whole block; None: tiles on CPUs.
-    fused: whether it goes through Triton's kernels where they serve (`namm_core.fused`); None: on CUDA devices.
+    fused: whether it goes through Triton's kernels where they serve; None: where `namm_core.fused` wants it (GPUs).
     Raises ValueError for models that it cannot serve (`namm_core.support` says which), or that cannot exchange their
     attention function; calls whose answer would be wrong raise ValueError before they begin.
     """

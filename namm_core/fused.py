@@ -42,9 +42,14 @@ def kernels() -> ModuleType | None:
         return None
 
 
-def wanted(device: torch.device) -> bool:
-    """Whether a layer on this device uses the kernels when nothing is said: on GPUs that know bfloat16."""
-    return device.type == "cuda" and kernels() is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+def wanted(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a layer uses the kernels when nothing is said: in half precision, on GPUs that know bfloat16.
+
+    In float32 their tiles do not fit a GPU's registers (docs/LOG.md).
+    """
+    if device.type != "cuda" or dtype.itemsize != 2 or kernels() is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def check(device: torch.device) -> None:
