@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: evolve resume evaluate inspect headline model test chaos cluster-test bench bench-dispatch bench-memory lint setup ui report clean
+.PHONY: evolve resume evaluate inspect headline model test chaos cluster-test bench bench-dispatch bench-memory bench-kernel lint setup ui report clean
 
 evolve: setup
 	$(BIN)/namm evolve $(CONFIG)
@@ -62,6 +62,10 @@ bench-dispatch: setup
 # Peak memory of 1 to 32 sequences beside the stock cache's.
 bench-memory: setup
 	$(BIN)/python -m benchmarks.memory
+
+# The fused kernels beside their roofline; needs a GPU, says so where there is none.
+bench-kernel: setup
+	$(BIN)/python -m benchmarks.kernel
 
 lint: setup
 	$(BIN)/ruff format --check .

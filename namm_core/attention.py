@@ -17,7 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
-from namm_core import tiles
+from namm_core import fused, tiles
 
 if TYPE_CHECKING:
     from namm_core.blocks import Block
@@ -103,7 +103,8 @@ def attention_forward(
         layer.append(block.take(key), block.take(value), block)
         queries = block.take(query)
         if block.alike and sliding_window is None and block.new > 1 and not queries.requires_grad:
-            attended = tiles.attend(layer, block, queries, scaling, softcap)
+            attend = fused.attend if fused.serves(layer) else tiles.attend
+            attended = attend(layer, block, queries, scaling, softcap)
         else:
             attended, weights = _attend(layer, block, queries, scaling, softcap, sliding_window)
             if layer.policy.needs_attention:

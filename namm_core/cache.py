@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from namm_core import attention, rotary, support
+from namm_core import attention, fused, rotary, support
 from namm_core.blocks import Block, plan
 from namm_core.holding import Held
 from namm_core.packing import gather_keys, packing
@@ -35,7 +35,12 @@ class MemoryLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(
-        self, policy: Policy, index: int, embedding: rotary.Rotary | None = None, tiled: bool | None = None
+        self,
+        policy: Policy,
+        index: int,
+        embedding: rotary.Rotary | None = None,
+        tiled: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         super().__init__()
         self.policy = policy
@@ -44,6 +49,8 @@ class MemoryLayer(CacheLayerMixin):
         """The layer's rotary embedding, where it is known."""
         self.tiled = tiled
         """Whether attention runs in tiles that fit a processor's cache; None until the device is known."""
+        self.fused = fused
+        """Whether attention goes through Triton's kernels where they serve; None until the device is known."""
         self.scaling = 1.0
         """Attention logits are query . key times this; set by the attention function."""
         self.seen = 0
@@ -67,6 +74,10 @@ class MemoryLayer(CacheLayerMixin):
         device = key_states.device
         if self.tiled is None:
             self.tiled = device.type == "cpu"
+        if self.fused is None:
+            self.fused = fused.wanted(device, key_states.dtype)
+        elif self.fused:
+            fused.check(device)
         self.held = Held(
             keys=key_states.new_empty(rows, heads, 0, key_states.shape[3]),
             values=value_states.new_empty(rows, heads, 0, value_states.shape[3]),
@@ -232,15 +243,20 @@ class MemoryCache(Cache):
     model: any transformers model whose attention goes through `AttentionInterface`; its attention function is set
     here, and set back by `detach` (or at the end of a `with` block). policy: a `Namm` or any other `Policy`. tiled:
     whether attention runs in tiles that fit a processor's cache, or in one for a whole block; None: tiles on CPUs.
+    fused: whether it goes through Triton's kernels where they serve; None: where `namm_core.fused` wants it (GPUs).
     Raises ValueError for models that it cannot serve (`namm_core.support` says which), or that cannot exchange their
     attention function; calls whose answer would be wrong raise ValueError before they begin.
     """
 
-    def __init__(self, model: PreTrainedModel, policy: Policy, tiled: bool | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, policy: Policy, tiled: bool | None = None, fused: bool | None = None
+    ) -> None:
         config = model.config.get_text_config(decoder=True)
         support.check_model(model)
         super().__init__(
-            layers=[MemoryLayer(policy, i, rotary.find(model, i), tiled) for i in range(config.num_hidden_layers)]
+            layers=[
+                MemoryLayer(policy, i, rotary.find(model, i), tiled, fused) for i in range(config.num_hidden_layers)
+            ]
         )
         self.policy = policy
         self._model = model

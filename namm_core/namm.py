@@ -18,6 +18,7 @@ from torch import Tensor
 
 from namm_core import scorer, sharing
 from namm_core.config import NammConfig, from_mapping
+from namm_core.fused import Attended
 from namm_core.packing import gather_keys, packing
 from namm_core.policies.base import State, View, Watch
 from namm_core.spectrogram import Spectrogram
@@ -101,6 +102,16 @@ class Namm:
     def watch(self, state: State, fed: int, new: int, groups: int) -> Watch:
         """See `Policy`."""
         return self._spectrogram.watch(state, fed, new, groups)
+
+    @property
+    def advances(self) -> bool:
+        """See `Policy`; the kernel's hops are powers of two."""
+        hop = self.config.hop
+        return hop >= 16 and hop & (hop - 1) == 0
+
+    def advance(self, state: State, attended: Attended, fed: int) -> State:
+        """See `Policy`."""
+        return attended.spectrogram(state, self.config)
 
     def keep(self, state: State, view: View) -> Tensor:
         """See `Policy.keep`; docs/memory.md 9."""

@@ -5,6 +5,8 @@ Knows nothing of attention, policies or why a head holds what it holds.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,28 @@ class Ragged:
         first = self.counts.flatten().cumsum(0).view_as(self.counts)[..., None] - counts
         column = torch.arange(self.most, device=counts.device) - (self.most - counts)
         return (first + column).clamp_(min=0), column >= 0
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Where the keys of each (row, KV head) stand in a tensor: `lengths` of them in a row, from `first` on."""
+
+    first: Tensor
+    """(rows * kv_heads,) integers: first column of (heads, columns, ...), first token of (tokens, ...)."""
+    lengths: Tensor
+    """(rows * kv_heads,) int32"""
+    longest: int
+    """No head is longer."""
+
+    @classmethod
+    def packed(cls, lengths: Tensor, columns: int) -> Heads:
+        """Heads of a dense tensor of so many columns, packed to the right."""
+        return cls(columns - lengths, lengths, columns)
+
+    @classmethod
+    def end_to_end(cls, lengths: Tensor) -> Heads:
+        """Heads one after the other in a tensor without padding (`namm_core.ragged`)."""
+        return cls(lengths.cumsum(0) - lengths, lengths, int(lengths.max()))
 
 
 def dense(tokens: Tensor, index: Tensor) -> Tensor:

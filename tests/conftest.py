@@ -5,7 +5,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
+# Without a GPU, Triton's kernels run in its interpreter; read when Triton is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # Where transformers copies code that comes with weights; read when it is first imported.
 _modules = tempfile.TemporaryDirectory(prefix="namm-modules-")
 os.environ["HF_MODULES_CACHE"] = _modules.name
