@@ -40,7 +40,7 @@ class MemoryLayer(CacheLayerMixin):
         index: int,
         embedding: rotary.Rotary | None = None,
         tiled: bool | None = None,
-        fused: bool | None = None,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         self.policy = policy
@@ -50,7 +50,7 @@ class MemoryLayer(CacheLayerMixin):
         self.tiled = tiled
         """Whether attention runs in tiles that fit a processor's cache; None until the device is known."""
         self.fused = fused
-        """Whether attention goes through Triton's kernels where they serve; None until the device is known."""
+        """Whether attention goes through Triton's kernels where they serve."""
         self.scaling = 1.0
         """Attention logits are query . key times this; set by the attention function."""
         self.seen = 0
@@ -74,9 +74,7 @@ class MemoryLayer(CacheLayerMixin):
         device = key_states.device
         if self.tiled is None:
             self.tiled = device.type == "cpu"
-        if self.fused is None:
-            self.fused = fused.wanted(device, key_states.dtype)
-        elif self.fused:
+        if self.fused:
             fused.check(device)
         self.held = Held(
             keys=key_states.new_empty(rows, heads, 0, key_states.shape[3]),
@@ -243,14 +241,12 @@ class MemoryCache(Cache):
     model: any transformers model whose attention goes through `AttentionInterface`; its attention function is set
     here, and set back by `detach` (or at the end of a `with` block). policy: a `Namm` or any other `Policy`. tiled:
     whether attention runs in tiles that fit a processor's cache, or in one for a whole block; None: tiles on CPUs.
-    fused: whether it goes through Triton's kernels where they serve; None: where `namm_core.fused` wants it (GPUs).
+    fused: whether it goes through Triton's kernels (docs/kernel.md) where they serve; not yet tried on a GPU.
     Raises ValueError for models that it cannot serve (`namm_core.support` says which), or that cannot exchange their
     attention function; calls whose answer would be wrong raise ValueError before they begin.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, policy: Policy, tiled: bool | None = None, fused: bool | None = None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, policy: Policy, tiled: bool | None = None, fused: bool = False) -> None:
         config = model.config.get_text_config(decoder=True)
         support.check_model(model)
         super().__init__(

@@ -42,16 +42,6 @@ def kernels() -> ModuleType | None:
         return None
 
 
-def wanted(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a layer uses the kernels when nothing is said: in half precision, on GPUs that know bfloat16.
-
-    In float32 their tiles do not fit a GPU's registers (docs/LOG.md).
-    """
-    if device.type != "cuda" or dtype.itemsize != 2 or kernels() is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def check(device: torch.device) -> None:
     """Raises ValueError where the kernels cannot run on this device."""
     if kernels() is None:
