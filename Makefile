@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: evolve resume evaluate inspect headline model test chaos cluster-test bench bench-dispatch bench-memory bench-kernel lint setup ui report clean
+.PHONY: evolve resume evaluate transfer inspect headline model test chaos cluster-test bench bench-dispatch bench-memory bench-kernel lint setup ui report clean
 
 evolve: setup
 	$(BIN)/namm evolve $(CONFIG)
@@ -30,6 +30,10 @@ resume: setup
 NAMM ?= models/recall-namm
 evaluate: setup
 	$(BIN)/namm evaluate $(CONFIG) --namm $(NAMM)
+
+# The same memory, unchanged, on a larger language model, on video and on control.
+transfer: setup
+	$(BIN)/namm transfer --namm $(NAMM)
 
 inspect: setup
 	$(BIN)/namm inspect $(NAMM) --config $(CONFIG) --out build/inspection
