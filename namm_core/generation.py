@@ -15,6 +15,9 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from namm_core.cache import MemoryCache
 
+AT_ONCE = 4096
+"""Tokens of all rows in one call of a model on a CPU: what its layers compute stays near the processor."""
+
 
 @dataclass
 class Answer:
@@ -46,20 +49,28 @@ def answer(
     rows, lengths = len(prompts), torch.tensor([len(p) for p in prompts])
     past: Cache = DynamicCache(config=model.config) if cache is None else cache
     first, mask = prefill(model, prompts, past)
-    kept = [[1.0] * len(past.layers)] * rows if cache is None else cache.kept_fractions()
+    if cache is None:
+        kept = [[1.0] * len(past.layers)] * rows
+    else:
+        kept = (cache.kept_counts().double().mean(-1) / torch.tensor(cache.fed)).T.tolist()
     wanted = torch.nn.utils.rnn.pad_sequence(references, batch_first=True).to(model.device)
-    scored = _forced(model, _fork(past), first, mask, lengths, wanted)
+    forced = wanted if wanted.shape[1] > 1 else None
+    scored, _ = _decode(model, _fork(past), first, mask, lengths, wanted.shape[1], forced, ())
     chosen = scored.log_softmax(-1).gather(-1, wanted[..., None])[..., 0].double().cpu()
-    greedy = _greedy(model, past, first, mask, lengths, max_new_tokens, stop)
-    return [
-        Answer(greedy[i], float(chosen[i, : len(reference)].mean()), kept[i]) for i, reference in enumerate(references)
-    ]
+    _, greedy = _decode(model, past, first, mask, lengths, max_new_tokens, None, stop)
+    answers = []
+    for i, reference in enumerate(references):
+        tokens = greedy[i].tolist()
+        cut = next((n for n, token in enumerate(tokens) if token in stop), len(tokens))
+        answers.append(Answer(tokens[:cut], float(chosen[i, : len(reference)].mean()), kept[i]))
+    return answers
 
 
 def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache) -> tuple[Tensor, Tensor]:
     """Reads all prompts, rows padded on the right, into the fresh cache `past`.
 
-    What precedes the first update is the same for all candidates of a sample, and computed once.
+    What precedes the first update is the same for all candidates of a sample, and computed once. Long prompts are read
+    in several calls, which changes nothing.
 
     Returns the logits (rows, vocabulary) of each row's last token and the mask (rows, columns) of real tokens.
     """
@@ -73,15 +84,27 @@ def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache) -> tuple
         past.share()
         model(ids[:samples, :start].to(model.device), past_key_values=past, use_cache=True, logits_to_keep=1)
         past.spread(len(prompts) // samples)
-    ends, which = torch.unique(lengths - 1 - start, return_inverse=True)
-    out = model(
-        ids[:, start:].to(model.device),
-        attention_mask=mask.to(model.device),
-        past_key_values=past,
-        use_cache=True,
-        logits_to_keep=ends,  # on the CPU: it indexes the last layer's output, which may live on another device
-    )
-    return out.logits[torch.arange(len(prompts)), which].float(), mask
+    ends, which = torch.unique(lengths - 1, return_inverse=True)
+    logits, step = [], ids.shape[1]
+    if isinstance(past, MemoryCache) and model.device.type == "cpu":
+        interval = past.policy.update_interval
+        step = interval * max(1, AT_ONCE // (interval * len(prompts)))
+    for begin in range(start, ids.shape[1], step):
+        stop = min(begin + step, ids.shape[1])
+        last = ends[(ends >= begin) & (ends < stop)] - begin
+        if isinstance(past, MemoryCache):
+            past.keep_open(stop < ids.shape[1])
+        out = model(
+            ids[:, begin:stop].to(model.device),
+            attention_mask=mask[:, :stop].to(model.device),
+            past_key_values=past,
+            use_cache=True,
+            # On the CPU: it indexes the last layer's output, which may live on another device.
+            logits_to_keep=last if len(last) else 1,
+        )
+        if len(last):
+            logits.append(out.logits)
+    return torch.cat(logits, dim=1)[torch.arange(len(prompts)), which].float(), mask
 
 
 def _samples(prompts: list[Tensor]) -> int:
@@ -93,60 +116,38 @@ def _samples(prompts: list[Tensor]) -> int:
     return rows
 
 
-def _forced(
-    model: PreTrainedModel, past: Cache, logits: Tensor, mask: Tensor, lengths: Tensor, wanted: Tensor
-) -> Tensor:
-    """Logits (rows, steps, vocabulary) of every row along `wanted` (rows, steps); logits: those of the first step."""
-    found = [logits]
-    for step in range(wanted.shape[1] - 1):
-        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
-        found.append(_next(model, past, wanted[:, step], mask, lengths + step))
-    return torch.stack(found, dim=1)
-
-
-def _greedy(
+def _decode(
     model: PreTrainedModel,
     past: Cache,
     logits: Tensor,
     mask: Tensor,
     lengths: Tensor,
     steps: int,
+    forced: Tensor | None,
     stop: tuple[int, ...],
-) -> list[list[int]]:
-    """Each row's likeliest tokens, up to `steps`, without the token that stops it; logits: those of the first step.
+) -> tuple[Tensor, Tensor]:
+    """Continues every row for up to `steps` tokens, greedily or along `forced` (rows, steps).
 
-    Rows that have stopped leave the batch as soon as they are half of it, since moving the others costs something too.
+    Returns the logits (rows, done, vocabulary) and the tokens (rows, done).
     """
-    rows: list[list[int]] = [[] for _ in lengths]
-    here = torch.arange(len(rows))  # which rows are still in the batch
-    over = torch.zeros(len(rows), dtype=torch.bool)  # of these, which have stopped
+    all_logits, tokens = [logits], []
+    over = torch.zeros(len(logits), dtype=torch.bool)
     for step in range(steps):
-        token = logits.argmax(-1)
+        token = all_logits[-1].argmax(-1) if forced is None else forced[:, step]
+        tokens.append(token)
         over |= torch.isin(token.cpu(), torch.tensor(stop, dtype=torch.int64))
-        for row, new in zip(here[~over].tolist(), token.cpu()[~over].tolist(), strict=True):
-            rows[row].append(new)
         if step + 1 == steps or bool(over.all()):
             break
-        if int(over.sum()) * 2 >= len(over):
-            left = torch.nonzero(~over)[:, 0]
-            past.batch_select_indices(left.to(model.device))
-            token, mask, lengths = token[left.to(token.device)], mask[left], lengths[left]
-            here, over = here[left], over[left]
         mask = torch.nn.functional.pad(mask, (0, 1), value=True)
-        logits = _next(model, past, token, mask, lengths + step)
-    return rows
-
-
-def _next(model: PreTrainedModel, past: Cache, token: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-    """Logits (rows, vocabulary) behind one more token (rows,) at `positions` (rows,)."""
-    out = model(
-        token[:, None],
-        attention_mask=mask.to(model.device),
-        position_ids=positions[:, None].to(model.device),
-        past_key_values=past,
-        use_cache=True,
-    )
-    return out.logits[:, -1].float()
+        out = model(
+            token[:, None],
+            attention_mask=mask.to(model.device),
+            position_ids=(lengths + step)[:, None].to(model.device),
+            past_key_values=past,
+            use_cache=True,
+        )
+        all_logits.append(out.logits[:, -1].float())
+    return torch.stack(all_logits, dim=1), torch.stack(tokens, dim=1)
 
 
 def _fork(past: Cache) -> Cache:
