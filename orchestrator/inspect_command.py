@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 from orchestrator import evaluation, files, spec
-from orchestrator.workplace import RUNS, evaluator_config
+from orchestrator.workplace import RUNS
 
 
 def add_command(commands) -> None:
@@ -33,12 +32,13 @@ def inspect(options: argparse.Namespace) -> None:
     job = spec.read(config)
     from namm_core import Namm
     from orchestrator import inspection, inspection_pictures, page
+    from workers.config import EvaluatorConfig
     from workers.evaluator import Evaluator
     from workers.inspection import inspect as read
 
     namm = Namm.from_pretrained(place)
     out = Path(options.out) if options.out else place.parent / "inspection"
-    evaluator = Evaluator(evaluator_config(dataclasses.replace(job, memory=namm.config)))
+    evaluator = Evaluator(EvaluatorConfig(job.model, job.tasks, namm.config, job.workers.threads, prompt=job.prompt))
     readings, sensitivity = read(evaluator, namm, evaluation.held_out_samples(job.kinds, options.samples))
     found = {"name": job.name, **inspection.summarise(readings, sensitivity, namm.config)}
     out.mkdir(parents=True, exist_ok=True)

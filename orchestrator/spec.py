@@ -138,8 +138,6 @@ class JobSpec:
     """Generations of the search, at most; None: 30, or with stages the sum of theirs."""
     stages: tuple[StageSpec, ...] = ()
     """Parts of the job, one after the other; none: one, of `train`, `generations` and what else stands here."""
-    target: str = "language"
-    """What kind of model it is, and how it is scored: a module of `workers.targets`."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     memory: NammConfig = field(default_factory=NammConfig)
     search: SearchConfig = field(default_factory=SearchConfig)

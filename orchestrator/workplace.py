@@ -58,9 +58,9 @@ def checked(
     policies: what will be compared; samples: what will be asked for, by the name of the setting that says how many.
     Raises ValueError for a model or task that is not there, and for what the tasks do not have.
     """
-    from workers import models, targets  # imports torch
+    from workers import models  # imports torch
 
-    targets.find(job.target).check(job.model)
+    models.check(job.model)
     job = dataclasses.replace(job, model=models.pinned(job.model))  # what "main" means must not change on the way
     tasks = load_tasks(job.tasks)
     for task in job.kinds:
@@ -111,7 +111,7 @@ def opened(
         display.status("starting Ray and the workers")
         cpus = None if job.workers.count is None else job.workers.count * job.workers.threads
         stack.enter_context(connected(job.workers.ray_address, f"namm-{job.name}", cpus))
-        config = evaluator_config(job, redis_url)
+        config = EvaluatorConfig(job.model, job.tasks, job.memory, job.workers.threads, redis_url, job.prompt)
         fleet = stack.enter_context(closing(RayFleet(config, job.workers)))
         dispatcher = Dispatcher(fleet, job.workers, journal)
         params = dataclasses.asdict(settings[1])
@@ -123,13 +123,6 @@ def opened(
             finished = True
         finally:
             tracker.finish("FINISHED" if finished else "KILLED")
-
-
-def evaluator_config(job: JobSpec, redis_url: str | None = None) -> EvaluatorConfig:
-    """What a job's workers are made of."""
-    return EvaluatorConfig(
-        job.model, job.tasks, job.memory, job.workers.threads, redis_url, job.prompt, target=job.target
-    )
 
 
 def statistics(
@@ -144,18 +137,6 @@ def statistics(
 
     mean, var, count = dispatcher.journal.fact("statistics", collect)
     return np.array(mean, np.float32), np.array(var, np.float32), count
-
-
-def prepare(dispatcher: Dispatcher, samples: Sequence[SampleRef], display: Display) -> None:
-    """Makes the prompts of all samples ready, on all workers and for all workers, before any is waited for."""
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done = min(done + more, len(samples))
-        display.preparing(done, len(samples))
-
-    dispatcher.prepare(samples, count)
 
 
 def _prepare(folder: Path) -> None:

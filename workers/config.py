@@ -66,5 +66,3 @@ class EvaluatorConfig:
     redis_url: str | None = field(default=None, repr=False)
     """Where prompts are cached; None: in this process alone."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
-    target: str = "language"
-    """What kind of model it is, and how it is scored: a module of `workers.targets`."""

@@ -12,7 +12,6 @@ from namm_core import MemoryCache, Namm
 from namm_core.policies.base import State, View
 from namm_core.sensitivity import own_derivatives
 from workers.evaluator import Evaluator
-from workers.targets.language import Language
 from workers.tasks.prompt import tokenise
 from workers.unit import SampleRef
 
@@ -65,8 +64,6 @@ class Probe(Namm):
 
 def inspect(evaluator: Evaluator, namm: Namm, samples: list[SampleRef]) -> tuple[list[Reading], Sensitivity]:
     """Reads each sample's prompt with the memory. Raises ValueError when no prompt reaches one update."""
-    if not isinstance(evaluator.target, Language):
-        raise ValueError(f"what a memory does can be looked into in language alone, not {evaluator.config.target}")
     probe = Probe(namm)
     readings = [_read(evaluator, probe, ref) for ref in samples]
     if not probe.counts:
@@ -79,10 +76,11 @@ def inspect(evaluator: Evaluator, namm: Namm, samples: list[SampleRef]) -> tuple
 
 
 def _read(evaluator: Evaluator, probe: Probe, ref: SampleRef) -> Reading:
-    prompt = evaluator.target.sample(ref)
+    prompt = evaluator.prompt(ref)
     length = len(prompt.ids)
-    with MemoryCache(evaluator.target.model, probe) as cache, torch.no_grad():
-        evaluator.target.read(prompt, cache)
+    with MemoryCache(evaluator.model, probe) as cache, torch.no_grad():
+        ids = torch.from_numpy(prompt.ids).long()[None].to(evaluator.model.device)
+        evaluator.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         layers = [[head.cpu().numpy() for head in cache.kept_positions(i)[0]] for i in range(len(cache.layers))]
     held = np.zeros((len(layers), len(layers[0]), length), bool)
     for i, heads in enumerate(layers):
@@ -92,7 +90,7 @@ def _read(evaluator: Evaluator, probe: Probe, ref: SampleRef) -> Reading:
     relevant[prompt.relevant] = True
     return Reading(
         ref,
-        evaluator.target.labels(prompt),
+        [evaluator.tokenizer.decode([token]) for token in prompt.ids.tolist()],
         _kinds(evaluator, ref, relevant),
         relevant,
         held,
@@ -102,12 +100,12 @@ def _read(evaluator: Evaluator, probe: Probe, ref: SampleRef) -> Reading:
 
 def _kinds(evaluator: Evaluator, ref: SampleRef, relevant: np.ndarray) -> list[str]:
     """The kind of each token. Where a task knows its facts, the question is the prompt's last line."""
-    sample = evaluator.target.tasks.sample(*ref)
+    sample = evaluator.tasks.sample(*ref)
     if not sample.facts:
         return [RELEVANT if marked else OTHER for marked in relevant]
     found = np.full(len(relevant), FILLER, dtype=object)
     question = (sample.prompt.rstrip().rfind("\n"), len(sample.prompt))
     for kind, spans in ((FACT, sample.facts), (QUESTION, (question,) if question[0] >= 0 else ())):
         marked = dataclasses.replace(sample, relevant=spans)  # spans become tokens as those that matter do
-        found[tokenise(marked, evaluator.target.tokenizer, evaluator.config.prompt).relevant] = kind
+        found[tokenise(marked, evaluator.tokenizer, evaluator.config.prompt).relevant] = kind
     return found.tolist()

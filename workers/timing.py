@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from namm_core import MemoryCache
+from namm_core.policies import Policy
 
 
 class Timing(NamedTuple):
@@ -30,12 +31,12 @@ class Timing(NamedTuple):
 
 
 @torch.inference_mode()
-def measure(model: PreTrainedModel, ids: Tensor, cache: Cache | None, tokens: int) -> Timing:
+def measure(model: PreTrainedModel, ids: Tensor, policy: Policy | None, tokens: int) -> Timing:
     """Feeds a prompt (tokens,) in one call, then `tokens` tokens one by one, the same ones for every policy.
 
-    cache: a fresh one; None is the stock full cache. Updates of a memory among the decoded tokens are in their time.
+    policy: None is the stock full cache. Updates of the memory that fall among the decoded tokens are in their time.
     """
-    past = DynamicCache(config=model.config) if cache is None else cache
+    past = DynamicCache(config=model.config) if policy is None else MemoryCache(model, policy)
     largest = (0, 0)
 
     def fed(some: Tensor) -> float:
@@ -48,10 +49,14 @@ def measure(model: PreTrainedModel, ids: Tensor, cache: Cache | None, tokens: in
         largest = max(largest, nbytes(past), key=sum)
         return seconds
 
-    ids = ids.to(model.device)
-    forced = ids[:tokens].repeat(-(-tokens // len(ids)))[:tokens]
-    prefill = fed(ids)
-    decode = sum(fed(token[None]) for token in forced)
+    try:
+        ids = ids.to(model.device)
+        forced = ids[:tokens].repeat(-(-tokens // len(ids)))[:tokens]
+        prefill = fed(ids)
+        decode = sum(fed(token[None]) for token in forced)
+    finally:
+        if isinstance(past, MemoryCache):
+            past.detach()
     return Timing(len(ids), prefill, tokens, decode, *largest)
 
 

@@ -210,11 +210,9 @@ def kept_by(evaluator: Evaluator, policy: Namm, row: dict) -> float:
 
     from namm_core import MemoryCache
 
-    ids = torch.from_numpy(evaluator.target.sample(SampleRef(row["task"], row["split"], row["sample"])).ids).long()[
-        None
-    ]
-    with MemoryCache(evaluator.target.model, policy) as cache, torch.inference_mode():
-        evaluator.target.model(ids, past_key_values=cache)
+    ids = torch.from_numpy(evaluator.prompt(SampleRef(row["task"], row["split"], row["sample"])).ids).long()[None]
+    with MemoryCache(evaluator.model, policy) as cache, torch.inference_mode():
+        evaluator.model(ids, past_key_values=cache)
         return float(cache.kept_counts().double().mean() / ids.shape[1])
 
 

@@ -429,6 +429,6 @@ def test_the_small_model_answers_tasks_in_longbench_format(tmp_path, small_model
     for task in RECALL:
         assert np.mean([r.score for r in results if r.task == f"own/{task}"]) >= 0.2
     assert all(r.tokens == 264 for r in results if r.task.startswith("own/"))
-    assert results[0].prediction == evaluator.target.tasks.sample(*refs[0]).answers[0]  # not what it would go on with
+    assert results[0].prediction == evaluator.tasks.sample(*refs[0]).answers[0]  # not what it would go on with
     with pytest.raises(ValueError, match="oracle: these tasks do not say where"):
         evaluator.evaluate(Unit((PolicySpec("oracle"),), refs[:1]))

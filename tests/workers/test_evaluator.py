@@ -35,7 +35,7 @@ def test_the_model_answers_with_its_full_cache(evaluator):
     assert np.mean([r.score for r in results]) >= 0.7
     assert all(r.kept == 1.0 and r.tokens == 200 for r in results)
     for ref, r in zip(REFS, results, strict=True):
-        answer = evaluator.target.tasks.sample(*ref).answers[0]
+        answer = evaluator.tasks.sample(*ref).answers[0]
         assert r.score == float(r.prediction == answer)
 
 
@@ -94,7 +94,7 @@ def test_base_scores_and_prompts_are_kept_in_redis(small_model):
 def test_kept_map_agrees_with_the_kept_fraction(evaluator, statistics):
     spec = PolicySpec("namm", theta(1), statistics)
     tokens, held, relevant = evaluator.kept_map(spec, REFS[0])
-    assert "".join(tokens) == evaluator.target.tasks.sample(*REFS[0]).prompt
+    assert "".join(tokens) == evaluator.tasks.sample(*REFS[0]).prompt
     kept = evaluator.evaluate(Unit((spec,), REFS[:1]))[0][0].kept
     assert held.mean() == pytest.approx(kept, abs=1e-6)
     assert any(":" in tokens[i] for i in relevant)

@@ -83,10 +83,8 @@ def test_sensitivity_is_the_mean_of_derivatives_taken_one_by_one(evaluator, namm
     recorder = Recorder(namm)
     weights = scorer.unpack(namm.config, namm.theta[None])
     for ref in REFS:
-        with MemoryCache(evaluator.target.model, recorder) as cache, torch.no_grad():
-            evaluator.target.model(
-                torch.from_numpy(evaluator.target.sample(ref).ids).long()[None], past_key_values=cache
-            )
+        with MemoryCache(evaluator.model, recorder) as cache, torch.no_grad():
+            evaluator.model(torch.from_numpy(evaluator.prompt(ref).ids).long()[None], past_key_values=cache)
     sums, counts = np.zeros((3, 25)), np.zeros(3)
     for layer, embeddings in recorder.shown:
         for head in embeddings[0]:  # columns of heads that hold fewer are padding: their features are those of no token

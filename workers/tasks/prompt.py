@@ -10,15 +10,12 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from workers.config import PromptConfig
 from workers.tasks import Sample
-from workers.unit import SampleRef
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A tokenised sample."""
 
-    ref: SampleRef
-    """Which one."""
     ids: np.ndarray
     """(tokens,) int32, the prompt."""
     reference: np.ndarray
@@ -36,14 +33,9 @@ class Prompt:
     classes: tuple[str, ...] = ()
     """Names of all classes, for `classification_score`."""
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens it has."""
-        return len(self.ids)
-
     def pack(self) -> np.ndarray:
         """One int32 array: lengths, then ids, reference, relevant positions and the rest as UTF-8 bytes."""
-        rest = json.dumps([self.ref, self.answers, self.metric, self.max_new_tokens, self.stop, self.classes]).encode()
+        rest = json.dumps([self.answers, self.metric, self.max_new_tokens, self.stop, self.classes]).encode()
         parts = [self.ids, self.reference, self.relevant, np.frombuffer(rest, np.uint8)]
         return np.concatenate([[len(part) for part in parts], *parts]).astype(np.int32)
 
@@ -51,10 +43,8 @@ class Prompt:
     def unpack(cls, packed: np.ndarray) -> Prompt:
         """Undoes `pack`."""
         ids, reference, relevant, rest = np.split(packed[4:], np.cumsum(packed[:3]))
-        ref, answers, metric, limit, stop, classes = json.loads(rest.astype(np.uint8).tobytes())
-        return cls(
-            SampleRef(*ref), ids, reference, relevant, tuple(answers), metric, limit, tuple(stop), tuple(classes)
-        )
+        answers, metric, limit, stop, classes = json.loads(rest.astype(np.uint8).tobytes())
+        return cls(ids, reference, relevant, tuple(answers), metric, limit, tuple(stop), tuple(classes))
 
 
 def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None = None) -> Prompt:
@@ -82,7 +72,6 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
     completion = sample.answers[0] if templated else sample.completion
     reference = tokenizer(completion, add_special_tokens=False)["input_ids"]
     return Prompt(
-        SampleRef(sample.task, sample.split, sample.index),
         ids[kept],
         np.array(reference, np.int32),
         np.flatnonzero(relevant[kept]).astype(np.int32),
