@@ -6,15 +6,15 @@ beyond a tile's layout.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-try:
-    from numba import njit
-except ImportError:  # an optional package
-    njit = None
+NUMBA = importlib.util.find_spec("numba") is not None
 
 
 def sum_of_groups(weights: Tensor, scale: Tensor | None, out: Tensor) -> Tensor:
@@ -22,9 +22,9 @@ def sum_of_groups(weights: Tensor, scale: Tensor | None, out: Tensor) -> Tensor:
 
     scale: (heads, groups, queries), what the weights are multiplied by, or None. All are float32 and contiguous.
     """
-    if njit is not None and _plain(weights, out):
+    if _plain(weights, out):
         scale = weights.new_ones(weights.shape[:3]) if scale is None else scale
-        _sum_of_groups(weights.numpy(), scale.numpy(), out.numpy())
+        _compiled()[0](weights.numpy(), scale.numpy(), out.numpy())
         return out
     # A sum of slices is several times faster than `sum` over a short inner axis.
     to = out.transpose(0, 1)
@@ -47,8 +47,8 @@ def add_magnitudes(parts: Tensor, average: Tensor, decay: float) -> None:
     frames, n, size = parts.shape
     top, heads = n // 2, average.shape[1]
     keys = size // heads
-    if njit is not None and _plain(parts, average):
-        _add_magnitudes(parts.view(frames, n, heads, keys).numpy(), average.numpy(), decay)
+    if _plain(parts, average):
+        _compiled()[1](parts.view(frames, n, heads, keys).numpy(), average.numpy(), decay)
         return
     power = parts[:, : top + 1].square_()
     power[:, 1:top].addcmul_(parts[:, top + 1 :], parts[:, top + 1 :])
@@ -60,15 +60,19 @@ def add_magnitudes(parts: Tensor, average: Tensor, decay: float) -> None:
 
 def _plain(*tensors: Tensor) -> bool:
     """Whether compiled loops may work on these."""
-    return all(t.device.type == "cpu" and t.dtype == torch.float32 and not t.requires_grad for t in tensors)
+    return NUMBA and all(t.device.type == "cpu" and t.dtype == torch.float32 and not t.requires_grad for t in tensors)
 
 
-if njit is not None:
+@functools.cache
+def _compiled() -> tuple[Callable, Callable]:
+    """The loops of `sum_of_groups` and `add_magnitudes`; a second or so at their first use in a process."""
+    from numba import njit
+
     # Additions and multiplications may be fused and reordered; not a number and infinities stay what they are.
-    _compiled = {"fastmath": {"contract", "reassoc", "nsz"}, "nogil": True}
+    options = {"fastmath": {"contract", "reassoc", "nsz"}, "nogil": True}
 
-    @njit("void(float32[:,:,:,::1], float32[:,:,::1], float32[:,:,::1])", **_compiled)
-    def _sum_of_groups(weights, scale, out):
+    @njit("void(float32[:,:,:,::1], float32[:,:,::1], float32[:,:,::1])", **options)
+    def sums(weights, scale, out):
         heads, groups, queries, keys = weights.shape
         for head in range(heads):
             for query in range(queries):
@@ -86,8 +90,8 @@ if njit is not None:
                     for key in range(keys):
                         to[key] += other[key] * c
 
-    @njit("void(float32[:,:,:,::1], float32[:,:,::1], float32)", **_compiled)
-    def _add_magnitudes(parts, average, decay):
+    @njit("void(float32[:,:,:,::1], float32[:,:,::1], float32)", **options)
+    def magnitudes(parts, average, decay):
         frames, n, heads, keys = parts.shape
         top = n // 2
         for frequency in range(top + 1):
@@ -104,3 +108,5 @@ if njit is not None:
                     else:
                         for key in range(keys):
                             to[key] += abs(cosine[key])
+
+    return sums, magnitudes
