@@ -19,6 +19,7 @@ TOGETHER = 2048
 """Tokens of backward attention in one call on a CPU: heads of unequal length are not padded to the longest."""
 LARGEST = 60.0
 """Logits whose exponentials, added up over any number of tokens, float32 can hold."""
+TINY = torch.finfo(torch.float32).tiny
 
 
 def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
@@ -27,44 +28,50 @@ def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
     return {"w1": (e, 3 * d), "b1": (3 * d,), "w2": (d, 2 * e), "b2": (2 * e,), "w3": (e,), "b3": (1,)}
 
 
-def score(weights: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None) -> Tensor:
-    """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), *newest token first*.
+def prepare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `score` needs of weights as in `layout`: bilinear forms of two embeddings, a one behind each.
 
-    weights: as `layout`, with one row or as many as the embeddings; widths: tokens of each head, rows end to end (None:
-    all); the rest is padding, whose scores mean nothing. Newest first, backward attention is causal attention; padding,
-    being last, is seen by nothing but padding.
+    Logits are (e' Wq) . (e Wk), so that the keys are the embeddings: `logits` (rows, n, n), n = features + 1.
+    The rest is bilinear in the token's own embedding e and attention's mean s of the others: with
+    u = (s Wv) W2 + b2 = [res, mult], the score is w3 . (e + e mult + res) + b3: `own` (rows, n, n). Attention's weights
+    add up to one, so that the biases are seen like embeddings.
     """
-    rows, heads, tokens, features = embeddings.shape
-    d, n = weights["w2"].shape[1], features + 1
-    # A one behind each embedding takes in the biases, and adds up attention's weights in the product with the values;
-    # zeros fill up whole vectors of the processor.
-    e = F.pad(F.pad(embeddings, (0, 1), value=1.0), (0, -n % 16))
-    flat = e.flatten(1, 2)[..., :n]
-    if weights["w1"].shape[0] == 1 and rows > 1:
-        flat = flat.flatten(0, 1)[None]
+    w2, w3 = weights["w2"], weights["w3"][:, None]
+    d, features = w2.shape[1], w3.shape[2]
     wq, wk, wv = torch.cat([weights["w1"], weights["b1"][:, None]], dim=1).split(d, dim=2)  # (rows, n, d)
-    w2, b2 = weights["w2"], weights["b2"]
-    # Logits are (e' Wq) . (e Wk): the keys are the embeddings themselves, one product for both matrices.
-    q = torch.matmul(flat, torch.matmul(wq, wk.transpose(1, 2)) * d**-0.5)
-    seen = _attend(q.reshape(rows * heads, tokens, n), e.flatten(0, 1), widths or [tokens] * (rows * heads))
-    # The rest is bilinear in what is seen and the token's own embedding: with u = (seen Wv) W2 + b2 = [res, mult],
-    # the score is w3 . (e + e mult + res) + b3. Attention's weights add up to one, so that b2 and e itself are seen.
-    u = torch.matmul(wv, w2)
-    u[:, features] += b2
+    u = torch.matmul(wv, w2) + F.pad(weights["b2"][:, None], (0, 0, features, 0))
     residual, multiplier = u.split(features, dim=2)  # (rows, n, features)
-    w3 = weights["w3"][:, None]
-    own = F.pad((multiplier * w3).transpose(1, 2), (0, 0, 0, 1))  # (rows, n, n), by own and seen embedding
+    own = F.pad((multiplier * w3).transpose(1, 2), (0, 0, 0, 1))
     own[:, features] += (residual * w3).sum(2)
     own[:, :features, features] += weights["w3"]
     own[:, features, features] += weights["b3"][:, 0]
-    ours = torch.matmul(flat, own).view(rows, heads, tokens, n)
-    return (ours * seen.view(rows, heads, tokens, n)).sum(-1)
+    return {"logits": torch.matmul(wq, wk.transpose(1, 2)) * d**-0.5, "own": own}
+
+
+def score(prepared: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None) -> Tensor:
+    """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), *newest token first*.
+
+    prepared: by `prepare`, with one row or as many as the embeddings; widths: tokens of each head, rows end to end
+    (None: all); the rest is padding, whose scores mean nothing. Newest first, backward attention is causal attention;
+    padding, being last, is seen by nothing but padding.
+    """
+    rows, heads, tokens, features = embeddings.shape
+    n = features + 1
+    # The one also adds up attention's weights in the product with the values; zeros fill up the processor's vectors.
+    e = F.pad(F.pad(embeddings, (0, 1), value=1.0), (0, -n % 16))
+    flat = e.flatten(1, 2)[..., :n]
+    if len(prepared["own"]) == 1 and rows > 1:
+        flat = flat.flatten(0, 1)[None]
+    q = torch.matmul(flat, prepared["logits"]).view(rows * heads, tokens, n)
+    seen = _attend(q, e.flatten(0, 1), widths or [tokens] * (rows * heads)).view(rows, heads, tokens, n)
+    return (torch.matmul(flat, prepared["own"]).view_as(seen) * seen).sum(-1) / seen[..., -1].clamp(min=TINY)
 
 
 def _attend(q: Tensor, e: Tensor, widths: list[int]) -> Tensor:
-    """Causal attention's mean of the embeddings e (heads, tokens, n and zeros), which are keys and values.
+    """Causal attention's weighted sum (heads, tokens, n) of the embeddings e (heads, tokens, n and zeros).
 
-    q: (heads, tokens, n), scaled. The last of the n numbers of an embedding is one.
+    q: (heads, tokens, n). The last of an embedding's n numbers is one: the last of the sum is that of weights.
+    Padding between the heads' own tokens and the widest one's has weights that add up to zero.
     """
     heads, tokens, n = q.shape
     out = torch.zeros_like(e)
@@ -80,8 +87,7 @@ def _attend(q: Tensor, e: Tensor, widths: list[int]) -> Tensor:
             queries = F.pad(queries, (0, keys.shape[2] - n))[:, None]
             seen = F.scaled_dot_product_attention(queries, keys[:, None], keys[:, None], is_causal=True, scale=1.0)
             out[some, :width] = seen[:, 0]
-    # Padding between the heads' own tokens and the widest one's has weights that add up to zero.
-    return out[..., :n] / out[..., n - 1, None].clamp(min=torch.finfo(out.dtype).tiny)
+    return out[..., :n]
 
 
 def _centre(q: Tensor, e: Tensor) -> list[float]:
