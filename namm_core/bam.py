@@ -19,6 +19,7 @@ TOGETHER = 2048
 """Tokens of backward attention in one call on a CPU: heads of unequal length are not padded to the longest."""
 LARGEST = 60.0
 """Logits whose exponentials, added up over any number of tokens, float32 can hold."""
+TINY = torch.finfo(torch.float32).tiny
 
 
 def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
@@ -27,63 +28,88 @@ def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
     return {"w1": (e, 3 * d), "b1": (3 * d,), "w2": (d, 2 * e), "b2": (2 * e,), "w3": (e,), "b3": (1,)}
 
 
-def score(weights: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None) -> Tensor:
+def prepare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `score` needs of weights as in `layout`: bilinear forms of two embeddings, a one behind each.
+
+    Logits are (e' Wq) . (e Wk), so that the keys are the embeddings: `logits` (rows, n, n), n = features + 1.
+    The rest is bilinear in the token's own embedding e and attention's mean s of the others: with
+    u = (s Wv) W2 + b2 = [res, mult], the score is w3 . (e + e mult + res) + b3: `own` (rows, n, n). Attention's weights
+    add up to one, so that the biases are seen like embeddings.
+    """
+    w2, w3 = weights["w2"], weights["w3"][:, None]
+    d, features = w2.shape[1], w3.shape[2]
+    wq, wk, wv = torch.cat([weights["w1"], weights["b1"][:, None]], dim=1).split(d, dim=2)  # (rows, n, d)
+    u = torch.matmul(wv, w2) + F.pad(weights["b2"][:, None], (0, 0, features, 0))
+    residual, multiplier = u.split(features, dim=2)  # (rows, n, features)
+    own = F.pad((multiplier * w3).transpose(1, 2), (0, 0, 0, 1))
+    own[:, features] += (residual * w3).sum(2)
+    own[:, :features, features] += weights["w3"]
+    own[:, features, features] += weights["b3"][:, 0]
+    return {"logits": torch.matmul(wq, wk.transpose(1, 2)) * d**-0.5, "own": own}
+
+
+def score(prepared: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None) -> Tensor:
     """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), *newest token first*.
 
-    weights: as `layout`, with one row or as many as the embeddings; widths: tokens of each head, rows end to end (None:
-    all); the rest is padding, whose scores mean nothing. Newest first, backward attention is causal attention; padding,
-    being last, is seen by nothing but padding.
+    prepared: by `prepare`, with one row or as many as the embeddings; widths: tokens of each head, rows end to end
+    (None: all); the rest is padding, whose scores mean nothing. Newest first, backward attention is causal attention;
+    padding, being last, is seen by nothing but padding.
     """
     rows, heads, tokens, features = embeddings.shape
-    flat = embeddings.flatten(1, 2)
-    if weights["w1"].shape[0] == 1 and rows > 1:
+    n = features + 1
+    # The one also adds up attention's weights in the product with the values; zeros fill up the processor's vectors.
+    e = F.pad(F.pad(embeddings, (0, 1), value=1.0), (0, -n % 16))
+    flat = e.flatten(1, 2)[..., :n]
+    if len(prepared["own"]) == 1 and rows > 1:
         flat = flat.flatten(0, 1)[None]
-    d = weights["w2"].shape[1]
-    wq, wv = weights["w1"].split([2 * d, d], dim=2)
-    bq, bv = weights["b1"].split([2 * d, d], dim=1)
-    qk = torch.baddbmm(bq[:, None], flat, wq).view(rows * heads, tokens, 2 * d)
-    seen = _attend(qk, embeddings.flatten(0, 1), widths or [tokens] * (rows * heads))
-    # Attention's weights add up to one: (att (e Wv + bv)) W2 + b2 = (att e) Wv W2 + bv W2 + b2, without e's values.
-    w, b = torch.matmul(wv, weights["w2"]), torch.baddbmm(weights["b2"][:, None], bv[:, None], weights["w2"])
-    out = torch.baddbmm(b, seen.view_as(flat), w)
-    residual, multiplier = out.chunk(2, dim=-1)
-    hidden = torch.addcmul(flat + residual, flat, multiplier)  # e (1 + mult) + res
-    scores = torch.baddbmm(weights["b3"][:, None], hidden, weights["w3"][..., None])
-    return scores.view(rows, heads, tokens)
+    q = torch.matmul(flat, prepared["logits"]).view(rows * heads, tokens, n)
+    seen = _attend(q, e.flatten(0, 1), widths or [tokens] * (rows * heads)).view(rows, heads, tokens, n)
+    return (torch.matmul(flat, prepared["own"]).view_as(seen) * seen).sum(-1) / seen[..., -1].clamp(min=TINY)
 
 
-def _attend(qk: Tensor, embeddings: Tensor, widths: list[int]) -> Tensor:
-    """Causal attention's mean of the embeddings (heads, tokens, features), by queries and keys (heads, tokens, 2 d)."""
-    heads, tokens, features = embeddings.shape
-    d, cpu = qk.shape[2] // 2, qk.device.type == "cpu"
-    # A column of ones adds up the weights in the same product; to whole vectors of the processor.
-    values = F.pad(embeddings, (0, 1), value=1.0)
-    values = F.pad(values, (0, -(features + 1) % 16))
-    out = torch.zeros_like(values)
-    largest = []
-    if cpu and not qk.requires_grad:  # no product of a head's query and key exceeds that of the longest of both
-        longest = qk.unflatten(2, (2, d)).square().sum(-1).amax(1).sqrt()
-        largest = (longest[:, 0] * longest[:, 1] * d**-0.5).tolist()
-    for some, width in grouped(widths, TOGETHER if cpu else heads * tokens):
-        q, k = qk[some, :width].split(d, dim=2)
-        v = values[some, :width]
+def _attend(q: Tensor, e: Tensor, widths: list[int]) -> Tensor:
+    """Causal attention's weighted sum (heads, tokens, n) of the embeddings e (heads, tokens, n and zeros).
+
+    q: (heads, tokens, n). The last of an embedding's n numbers is one: the last of the sum is that of weights.
+    Padding between the heads' own tokens and the widest one's has weights that add up to zero.
+    """
+    heads, tokens, n = q.shape
+    out = torch.zeros_like(e)
+    tiled, largest = q.device.type == "cpu" and not q.requires_grad, []
+    if tiled:
+        largest = _centre(q, e)
+    for some, width in grouped(widths, TOGETHER if q.device.type == "cpu" else heads * tokens):
+        queries, keys = q[some, :width], e[some, :width]
         # Where no weight can overflow, the largest logit need not be found first.
-        if largest and max(largest[some]) < LARGEST:
-            _exponentials(q * d**-0.5, k.transpose(1, 2), v, out[some, :width])
+        if tiled and max(largest[some]) < LARGEST:
+            _exponentials(queries, keys, out[some, :width])
         else:
-            out[some, :width] = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], is_causal=True)[:, 0]
-    # Padding between the heads' own tokens and the widest one's has weights that add up to zero.
-    return out[..., :features] / out[..., features, None].clamp(min=torch.finfo(out.dtype).tiny)
+            queries = F.pad(queries, (0, keys.shape[2] - n))[:, None]
+            seen = F.scaled_dot_product_attention(queries, keys[:, None], keys[:, None], is_causal=True, scale=1.0)
+            out[some, :width] = seen[:, 0]
+    return out[..., :n]
 
 
-def _exponentials(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+def _centre(q: Tensor, e: Tensor) -> list[float]:
+    """Shifts each query's logits, by its number that meets the one, so that their bounds lie evenly about zero.
+
+    Bounds are those of the smallest box around a head's embeddings. Returns the largest bound of each head.
+    """
+    low, high = e.amin(1)[:, : q.shape[2]], e.amax(1)[:, : q.shape[2]]
+    middle, reach = (low + high) / 2, (high - low) / 2  # of the one: 1 and 0
+    q[..., -1] -= torch.bmm(q, middle[..., None])[..., 0]
+    return torch.bmm(q.abs(), reach[..., None]).amax((1, 2)).tolist()
+
+
+def _exponentials(q: Tensor, e: Tensor, out: Tensor) -> None:
     """Causal attention that is not yet divided by the sum of its weights, in tiles that stay in the cache."""
-    heads, width, _ = q.shape
+    heads, width, n = q.shape
+    keys = e[..., :n].transpose(1, 2)
     tile = q.new_empty(heads * QUERIES * width)
     past = torch.ones(QUERIES, QUERIES).tril_()
     for start in range(0, width, QUERIES):
         stop = min(start + QUERIES, width)
         weights = tile[: heads * (stop - start) * stop].view(heads, stop - start, stop)
-        torch.bmm(q[:, start:stop], k[:, :, :stop], out=weights)
+        torch.bmm(q[:, start:stop], keys[:, :, :stop], out=weights)
         weights.exp_()[..., start:] *= past[: stop - start, : stop - start]  # exp(-inf) takes twenty times as long
-        out[:, start:stop] = torch.bmm(weights, v[:, :stop])
+        out[:, start:stop] = torch.bmm(weights, e[:, :stop])

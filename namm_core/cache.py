@@ -65,6 +65,8 @@ class MemoryLayer(CacheLayerMixin):
         """Whether keys were handed on that attention has not yet read."""
         self.shared = False
         """Whether rows are still those of samples, each for all candidates: nothing is forgotten yet."""
+        self.stays_open = False
+        """Whether the next call follows at once, so that packing what is held end to end is not worth it."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, _ = key_states.shape
@@ -119,7 +121,10 @@ class MemoryLayer(CacheLayerMixin):
     def close(self) -> None:
         """Ends a forward call: stores what is held without the padding."""
         content = (self.keys, self.values, self.positions, self.state, self.ragged)
-        self.held = self.held.grown(*content, self._since) if not self._moved else Held.of(*content)
+        if self.stays_open:
+            self.held = Held(*content)
+        else:
+            self.held = self.held.grown(*content, self._since) if not self._moved else Held.of(*content)
         self.keys = self.values = self.positions = self.state = None
 
     def append(self, keys: Tensor, values: Tensor, block: Block) -> None:
@@ -302,6 +307,11 @@ class MemoryCache(Cache):
         """After exactly one interval: each row becomes `candidates` rows, row = candidate * samples + sample."""
         for layer in self.layers:
             layer.spread(candidates)
+
+    def keep_open(self, value: bool) -> None:
+        """Whether another call follows at once: what is held stays padded until one after which none does."""
+        for layer in self.layers:
+            layer.stays_open = value
 
     @property
     def seen(self) -> int:

@@ -15,6 +15,9 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from namm_core.cache import MemoryCache
 
+AT_ONCE = 4096
+"""Tokens of all rows in one call of a model on a CPU: what its layers compute stays near the processor."""
+
 
 @dataclass
 class Answer:
@@ -59,7 +62,8 @@ def answer(
 def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache) -> tuple[Tensor, Tensor]:
     """Reads all prompts, rows padded on the right, into the fresh cache `past`.
 
-    What precedes the first update is the same for all candidates of a sample, and computed once.
+    What precedes the first update is the same for all candidates of a sample, and computed once. Long prompts are read
+    in several calls, which changes nothing.
 
     Returns the logits (rows, vocabulary) of each row's last token and the mask (rows, columns) of real tokens.
     """
@@ -73,15 +77,27 @@ def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache) -> tuple
         past.share()
         model(ids[:samples, :start].to(model.device), past_key_values=past, use_cache=True, logits_to_keep=1)
         past.spread(len(prompts) // samples)
-    ends, which = torch.unique(lengths - 1 - start, return_inverse=True)
-    out = model(
-        ids[:, start:].to(model.device),
-        attention_mask=mask.to(model.device),
-        past_key_values=past,
-        use_cache=True,
-        logits_to_keep=ends,  # on the CPU: it indexes the last layer's output, which may live on another device
-    )
-    return out.logits[torch.arange(len(prompts)), which].float(), mask
+    ends, which = torch.unique(lengths - 1, return_inverse=True)
+    logits, step = [], ids.shape[1]
+    if isinstance(past, MemoryCache) and model.device.type == "cpu":
+        interval = past.policy.update_interval
+        step = interval * max(1, AT_ONCE // (interval * len(prompts)))
+    for begin in range(start, ids.shape[1], step):
+        stop = min(begin + step, ids.shape[1])
+        last = ends[(ends >= begin) & (ends < stop)] - begin
+        if isinstance(past, MemoryCache):
+            past.keep_open(stop < ids.shape[1])
+        out = model(
+            ids[:, begin:stop].to(model.device),
+            attention_mask=mask[:, :stop].to(model.device),
+            past_key_values=past,
+            use_cache=True,
+            # On the CPU: it indexes the last layer's output, which may live on another device.
+            logits_to_keep=last if len(last) else 1,
+        )
+        if len(last):
+            logits.append(out.logits)
+    return torch.cat(logits, dim=1)[torch.arange(len(prompts)), which].float(), mask
 
 
 def _samples(prompts: list[Tensor]) -> int:

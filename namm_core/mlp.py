@@ -21,6 +21,11 @@ def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
     return {"w1": (e, e), "b1": (e,), "w2": (e,), "b2": (1,)}
 
 
+def prepare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `score` needs of weights as in `layout`."""
+    return weights
+
+
 def score(weights: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None) -> Tensor:
     """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), in any order of tokens.
 

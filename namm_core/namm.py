@@ -87,6 +87,7 @@ class Namm:
         self._spectrogram = Spectrogram(self.config)
         weights = scorer.unpack(self.config, theta if theta.ndim == 2 else theta[None])
         self._weights = {theta.device: weights}  # of each device that a layer of the model lives on
+        self._prepared = {theta.device: scorer.prepare(self.config, weights)}
         self._ages: dict[torch.device, Tensor] = {}
 
     # What a cache calls ------------------------------------------------------------------------------------
@@ -121,7 +122,8 @@ class Namm:
         """(rows, kv_heads, keys) scores of all cached tokens, columns as in `view`, padding on the left."""
         # Newest first: backward attention becomes causal attention, and the padding in front comes last.
         embeddings = self.embeddings(state, view).flip(2)
-        return scorer.score(self.config, self.weights_at(view), embeddings, view.widths()).flip(2)
+        prepared = self._at(self._prepared, view)
+        return scorer.score_prepared(self.config, prepared, embeddings, view.widths()).flip(2)
 
     def embeddings(self, state: State, view: View) -> Tensor:
         """(rows, kv_heads, keys, features) of all cached tokens: age, then normalised spectrogram."""
@@ -288,10 +290,13 @@ class Namm:
 
     def weights_at(self, view: View) -> dict[str, Tensor]:
         """The scorer's weights, on the view's device: one row, or one for each row of the view."""
+        return self._at(self._weights, view)
+
+    def _at(self, everywhere: dict[torch.device, dict[str, Tensor]], view: View) -> dict[str, Tensor]:
         device = view.positions.device
-        if device not in self._weights:
-            self._weights[device] = {name: w.to(device) for name, w in self._weights[self.theta.device].items()}
-        weights = self._weights[device]
+        if device not in everywhere:
+            everywhere[device] = {name: w.to(device) for name, w in everywhere[self.theta.device].items()}
+        weights = everywhere[device]
         if self.rows == 1:
             return weights
         row = view.row

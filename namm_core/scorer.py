@@ -32,6 +32,11 @@ def unpack(config: NammConfig, theta: Tensor) -> dict[str, Tensor]:
     return parts
 
 
+def prepare(config: NammConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `score_prepared` needs of `unpack(...)`, computed once for many scores."""
+    return _SCORERS[config.scorer].prepare(weights)
+
+
 def score(
     config: NammConfig, weights: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None
 ) -> Tensor:
@@ -40,4 +45,11 @@ def score(
     weights: `unpack(...)`, with one row or as many as the embeddings; widths: tokens of each head, rows end to end; the
     rest is padding.
     """
-    return _SCORERS[config.scorer].score(weights, embeddings, widths)
+    return score_prepared(config, prepare(config, weights), embeddings, widths)
+
+
+def score_prepared(
+    config: NammConfig, prepared: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None
+) -> Tensor:
+    """As `score`, by what `prepare` made of the weights."""
+    return _SCORERS[config.scorer].score(prepared, embeddings, widths)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from namm_core.config import NammConfig
-from namm_core.tiles import sum_of_groups
+from namm_core.loops import add_magnitudes, sum_of_groups
 
 State = dict[str, Tensor]
 """`average` (rows, kv_heads, frequencies, keys); `carried` (rows, kv_heads, hop, keys), the last whole hop of
@@ -164,13 +164,13 @@ class _Watch:
         self._recent = torch.cat([before["carried"].float(), before["pending"].float()]) * self._groups
         self._average = before["average"].contiguous()
 
-    def show(self, weights: Tensor) -> None:
+    def show(self, weights: Tensor, scale: Tensor | None) -> None:
         """See `Watch.show`."""
         heads, _, new, keys = weights.shape
         recent = len(self._recent)
         signal = weights.new_empty(recent + new, heads, keys)
         signal[:recent] = self._recent[..., :keys]
-        sum_of_groups(weights, signal[recent:].transpose(0, 1))
+        sum_of_groups(weights, scale, signal[recent:])
         frames = (recent + new) // self._hop - 1
         if frames:
             self._transform(signal, frames, weights)
@@ -179,18 +179,13 @@ class _Watch:
     def _transform(self, signal: Tensor, frames: int, room: Tensor) -> None:
         """Adds the magnitudes of `frames` frames; the transforms take the place of `room`, which is in the cache."""
         _, heads, keys = signal.shape
-        size, top = heads * keys, self._n_fft // 2
+        size = heads * keys
         cut = signal.as_strided((frames, self._n_fft, size), (self._hop * size, size, 1))
         basis = _basis(self._spectrogram.config, frames, 1 / self._groups, signal.device)
         products = frames * self._n_fft * size
         room = room.view(-1)[:products] if room.numel() >= products else room.new_empty(products)
-        parts = torch.bmm(basis, cut, out=room.view(frames, self._n_fft, size)).square_()
-        power = parts[:, : top + 1]
-        power[:, 1:top] += parts[:, top + 1 :]
-        power.sqrt_()
-        total = power[0] if frames == 1 else power.sum(0)
-        decayed = self._average[..., :keys].mul_(self._spectrogram.decay**frames)
-        decayed += total.view(-1, heads, keys)
+        parts = torch.bmm(basis, cut, out=room.view(frames, self._n_fft, size))
+        add_magnitudes(parts, self._average, self._spectrogram.decay**frames)
 
     def end(self) -> None:
         """See `Watch.end`."""

@@ -8,6 +8,7 @@ how they watch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 CACHE = 1 << 20
 """Bytes of probabilities in a tile on a CPU: with what is made of them they fit a core's second-level cache. A GPU has
 one tile for all heads and queries of a block: fewer, larger kernels (`MemoryLayer.tiled`)."""
+LARGEST = 40.0
+"""Logits whose exponentials no float32 number is too small or too large for, added up or divided by their sum."""
 QUERIES = 128
 """Queries in a tile, while one head's still fit: longer tiles have better matrix products."""
 
@@ -40,12 +43,20 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, soft
     out = queries.new_empty(rows * kv_heads, groups, new, values.shape[-1])
     watch = layer.watch(block, groups) if layer.policy.needs_attention else None
     step = min(new, QUERIES) if layer.tiled else new
-    later = torch.full((step, step), lowest, dtype=query.dtype, device=query.device).triu_(1)
+    shapes = (step, step), query.dtype, query.device
     room = CACHE // (groups * step * query.element_size()) if layer.tiled else rows * kv_heads * columns
+    bounds = _bounds(queries, layer.keys, softcap) if layer.tiled and query.dtype == torch.float32 else None
     for some, width in grouped(layer.widths, room):
         # Where some of these heads may hold nothing; of one tile for all, that is known without waiting for the device.
         blank = columns - (min(layer.widths[some]) if layer.tiled else new)
         first = columns - width
+        # Where no weight can overflow, the largest logit need not be found first.
+        bounded = bounds is not None and max(bounds[some]) < LARGEST
+        later = _later(bounded, *shapes)
+        hidden = None
+        if padding is not None and blank > first:
+            hidden = padding[some, None, first:blank]
+            hidden = (~hidden).to(query.dtype) if bounded else hidden.to(query.dtype) * lowest
         tile = queries.new_empty(groups * step * width * (some.stop - some.start))
         if watch is not None:
             watch.begin(some, first)
@@ -57,23 +68,49 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, soft
             torch.bmm(taken, keys[some, :, first:seen], out=scores)
             if softcap is not None:
                 scores.div_(softcap).tanh_().mul_(softcap)
-            if padding is not None and blank > first:
-                scores[..., : blank - first] += padding[some, None, first:blank].to(scores.dtype) * lowest
             wide = scores.view(-1, groups, stop - start, seen - first)
-            wide[..., start - stop :] += later[: stop - start, : stop - start]
-            if scores.dtype == torch.float32:
-                weights = torch.softmax(scores, dim=-1, out=scores)
+            if bounded:  # exp(-inf) takes twenty times as long: hidden keys come after it
+                scores.exp_()
+                if hidden is not None:
+                    scores[..., : blank - first] *= hidden
+                wide[..., start - stop :] *= later[: stop - start, : stop - start]
+                scale = scores.sum(-1, keepdim=True).reciprocal_()
+                mixed = torch.bmm(scores, values[some, first:seen]).mul_(scale)
+                weights, scale = wide, scale.view(wide.shape[:3])
             else:
-                weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
-            mixed = torch.bmm(weights.to(values.dtype), values[some, first:seen])
+                if hidden is not None:
+                    scores[..., : blank - first] += hidden
+                wide[..., start - stop :] += later[: stop - start, : stop - start]
+                if scores.dtype == torch.float32:
+                    weights = torch.softmax(scores, dim=-1, out=scores)
+                else:
+                    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+                mixed = torch.bmm(weights.to(values.dtype), values[some, first:seen])
+                weights, scale = weights.view_as(wide), None
             out[some, :, start:stop] = mixed.view(-1, groups, stop - start, mixed.shape[-1])
             if watch is not None:
-                watch.show(weights.view_as(wide))
+                watch.show(weights, scale)
         if watch is not None:
             watch.end()
     if watch is not None:
         layer.state = watch.state()
     return out.view(rows, heads, new, -1).transpose(1, 2)
+
+
+def _bounds(queries: Tensor, keys: Tensor, softcap: float | None) -> list[float]:
+    """What no logit of each head exceeds in magnitude: the product of its longest query and key, or the cap."""
+    if softcap is not None:
+        return [softcap] * len(queries)
+    longest = [torch.linalg.vector_norm(x, dim=-1).flatten(1).amax(1) for x in (queries, keys.flatten(0, 1))]
+    return (longest[0] * longest[1]).tolist()
+
+
+@functools.lru_cache(maxsize=16)
+def _later(bounded: bool, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Hides keys later than their query: a factor of exponentials, or what is added to logits."""
+    if bounded:
+        return torch.ones(shape, dtype=dtype, device=device).tril_()
+    return torch.full(shape, torch.finfo(dtype).min, dtype=dtype, device=device).triu_(1)
 
 
 class Whole:
@@ -88,11 +125,13 @@ class Whole:
         """See `Watch.begin`."""
         self._heads, self._first, self._at = heads, first, 0
 
-    def show(self, weights: Tensor) -> None:
+    def show(self, weights: Tensor, scale: Tensor | None) -> None:
         """See `Watch.show`."""
         at, self._at = self._at, self._at + weights.shape[2]
         mean = self._mean.flatten(0, 1)[self._heads, at : self._at, self._first : self._first + weights.shape[3]]
-        sum_of_groups(weights, mean).div_(self._groups)
+        scale = weights.new_ones(weights.shape[:3]) if scale is None else scale
+        for group in range(self._groups):  # several times faster than `mean` over a short inner axis
+            mean.addcmul_(weights[:, group], scale[:, group, :, None], value=1 / self._groups)
 
     def end(self) -> None:
         """See `Watch.end`."""
@@ -100,19 +139,6 @@ class Whole:
     def state(self) -> State:
         """See `Watch.state`."""
         return self._policy.observe(self._state, self._mean, self._block.fed, self._block.counts)
-
-
-def sum_of_groups(weights: Tensor, out: Tensor) -> Tensor:
-    """Adds up (heads, groups, queries, keys) over the groups, into out (heads, queries, keys).
-
-    A sum of slices is several times faster than `sum` over a short inner axis.
-    """
-    if weights.shape[1] == 1:
-        return out.copy_(weights[:, 0])
-    torch.add(weights[:, 0], weights[:, 1], out=out)
-    for group in range(2, weights.shape[1]):
-        out += weights[:, group]
-    return out
 
 
 def grouped(widths: list[int], room: int) -> Iterator[tuple[slice, int]]:

@@ -58,10 +58,10 @@ class Watch(Protocol):
         """Tiles of these heads follow, from the block's first query to its last; keys before `first` hold nothing."""
         ...
 
-    def show(self, weights: Tensor) -> None:
+    def show(self, weights: Tensor, scale: Tensor | None) -> None:
         """The next queries' attention (heads, groups, queries, keys), float32; keys from `first` to the last query.
 
-        The tensor is the watch's to overwrite.
+        It still is to be multiplied by `scale` (heads, groups, queries), if any. Both are the watch's to overwrite.
         """
         ...
 

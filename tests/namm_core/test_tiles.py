@@ -1,0 +1,85 @@
+"""Attention in tiles: all ways to the same numbers agree. About a second."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from namm_core import MemoryCache, Namm, NammConfig, bam, loops, tiles
+from namm_core.generation import prefill
+from namm_core.policies.h2o import H2O
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3], ids="{} heads a group".format)
+def model(request):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2 * request.param,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def read(model, policy) -> tuple[torch.Tensor, torch.Tensor, list]:
+    """Logits, kept counts and all kept positions after two prompts, for each of two candidates."""
+    random = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(0, 64, (tokens,), generator=random) for tokens in (700, 670)] * 2
+    with MemoryCache(model, policy) as cache, torch.inference_mode():
+        logits, _ = prefill(model, prompts, cache)
+        kept = [head for layer in range(2) for row in cache.kept_positions(layer) for head in row]
+        return logits, cache.kept_counts(), kept
+
+
+def policies() -> dict:
+    thetas = 0.3 * torch.randn(2, 4172, generator=torch.Generator().manual_seed(2))
+    return {"namm": Namm(NammConfig(update_interval=160), thetas), "h2o": H2O(0.3, update_interval=160)}
+
+
+@pytest.mark.parametrize("policy", ["namm", "h2o"])
+def test_logits_that_are_bounded_and_those_that_are_not(model, monkeypatch, policy):
+    logits, counts, kept = read(model, policies()[policy])
+    assert len(counts.unique()) > 1 or policy == "h2o"
+    monkeypatch.setattr(tiles, "LARGEST", 0.0)
+    monkeypatch.setattr(bam, "LARGEST", 0.0)
+    others = read(model, policies()[policy])
+    torch.testing.assert_close(others[0], logits, rtol=0, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(kept, others[2], strict=True))
+
+
+def test_loops_compiled_and_not(model, monkeypatch):
+    if not loops.NUMBA:
+        pytest.skip("numba is not installed")
+    logits, _, kept = read(model, policies()["namm"])
+    monkeypatch.setattr(loops, "NUMBA", False)
+    others = read(model, policies()["namm"])
+    torch.testing.assert_close(others[0], logits, rtol=0, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(kept, others[2], strict=True))
+
+
+def test_one_call_and_several(model, monkeypatch):
+    logits, _, kept = read(model, policies()["namm"])
+    monkeypatch.setattr("namm_core.generation.AT_ONCE", 4 * 160)
+    others = read(model, policies()["namm"])
+    torch.testing.assert_close(others[0], logits, rtol=0, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(kept, others[2], strict=True))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_the_loops_compute(monkeypatch, compiled):
+    if compiled and not loops.NUMBA:
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(loops, "NUMBA", compiled)
+    random = torch.Generator().manual_seed(0)
+    weights, scale = torch.rand(2, 3, 5, 70, generator=random), torch.rand(2, 3, 5, generator=random)
+    out = loops.sum_of_groups(weights, scale, torch.full((5, 2, 70), torch.nan))
+    torch.testing.assert_close(out, (weights * scale[..., None]).sum(1).transpose(0, 1))
+    parts, average = torch.randn(4, 8, 2 * 70, generator=random), torch.rand(5, 2, 90, generator=random)
+    cosines, sines = parts[:, :5], torch.nn.functional.pad(parts[:, 5:], (0, 0, 1, 1))
+    expected = average.clone()
+    expected[..., :70] = 0.5 * average[..., :70] + torch.hypot(cosines, sines).sum(0).view(5, 2, 70)
+    loops.add_magnitudes(parts.clone(), average, 0.5)
+    torch.testing.assert_close(average, expected)
