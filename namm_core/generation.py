@@ -39,9 +39,9 @@ def answer(
 ) -> list[Answer]:
     """Prefills all prompts in one call, decodes greedily, and scores the references by teacher forcing.
 
-    prompts: per row (tokens,) int64, or their embeddings (tokens, size); references: per row (answer tokens,) int64 as they follow the prompt;
-    cache: a fresh `MemoryCache`, or None for the stock full cache; max_new_tokens: greedy tokens per row; stop:
-    token ids that end an answer.
+    prompts: per row (tokens,) int64, or their embeddings (tokens, size); references: per row (answer tokens,) int64 as
+    they follow the prompt; cache: a fresh `MemoryCache`, or None for the stock full cache; max_new_tokens: greedy
+    tokens per row; stop: token ids that end an answer.
     """
     rows, lengths = len(prompts), torch.tensor([len(p) for p in prompts])
     past: Cache = DynamicCache(config=model.config) if cache is None else cache

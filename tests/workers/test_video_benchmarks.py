@@ -7,11 +7,11 @@ import json
 import pytest
 
 pytest.importorskip("av")
+import videos
+
 from workers.tasks import frames, mlvu
 from workers.tasks.longvideobench import chosen, interleaved, sampled
 from workers.tasks.source import load_tasks
-
-from . import videos
 
 
 @pytest.fixture
@@ -48,10 +48,11 @@ def test_longvideobench_prompts_are_those_of_the_authors_loader(lvb):
     tasks = lvb_tasks(lvb, frames=64)
     found = {s.prompt: s for s in (tasks.sample("lvb_15", "validation", i) for i in range(3))}
     want = (
-        "<video>\n<video>\nhello 0\n<video>\n<video>\nQuestion: What is shown?\nA. a dog\nB. a cat\nC. a bird\n"
+        "<video>\nhello 0\n<video>\n<video>\n<video>\ngoodbye\n"
+        "Question: What is shown?\nA. a dog\nB. a cat\nC. a bird\n"
         "Answer with the option's letter from the given choices directly.\n"
     )
-    sample = found[want]  # seconds 0, 1, 2, 3; the second subtitle lies between two frames
+    sample = found[want]  # frames of the seconds 0, 1, 2 and 3
     assert sample.answers == ("A",) and sample.choices == ("A", "B", "C")
     assert videos.shown(sample.frames) == pytest.approx([0, 10, 20, 30], abs=1)
     # an end that is no number means the end of the video, before the start is taken off: here it covers no frame
@@ -179,7 +180,9 @@ def test_a_wrong_mlvu_is_refused_with_file_and_cause(plots, damage):
 
 def test_questions_on_one_video_stay_in_one_split(lvb):
     records = json.loads((lvb / "lvb_val.json").read_text())
-    more = [{**record, "id": f"{record['id']}_{i}", "question": f"What is {i}?"} for record in records for i in range(4)]
+    more = [
+        {**record, "id": f"{record['id']}_{i}", "question": f"What is {i}?"} for record in records for i in range(4)
+    ]
     (lvb / "lvb_val.json").write_text(json.dumps(more))
     tasks = lvb_tasks(lvb, disjoint=True, fractions=[0.4, 0.3, 0.3])
     for split in ("train", "validation", "heldout"):

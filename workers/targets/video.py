@@ -100,9 +100,7 @@ class Video(Target[VideoPrompt]):
         return prompt
 
     def read(self, sample: VideoPrompt, cache: MemoryCache) -> None:
-        self.model(
-            inputs_embeds=self.embedded(sample)[None], past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        self.model(inputs_embeds=self.embedded(sample)[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     def run(self, rows: list[VideoPrompt], cache: Cache | None) -> list[Outcome]:
         prompts = [row.prompt for row in rows]

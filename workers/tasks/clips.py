@@ -205,7 +205,7 @@ def compose(rng: random.Random, events: list[Event], frames: int, stay: int) -> 
 
 
 def paint(rng: random.Random, clip: Clip, specks: float) -> tuple[np.ndarray, np.ndarray]:
-    """The clip's frames (frames, SIDE, SIDE, 3) uint8, and which of their pixels (frames, SIDE, SIDE) are an event's."""
+    """The clip's frames (frames, SIDE, SIDE, 3) uint8, and which pixels (frames, SIDE, SIDE) are an event's."""
     # A bit generator's raw stream is the same in every version of numpy; its distributions' are not.
     seed, size = int(rng.random() * 2**53), (len(clip.times), SIDE, SIDE)
     words = np.random.PCG64(seed).random_raw(-(-int(np.prod(size)) // 8)).astype("<u8")

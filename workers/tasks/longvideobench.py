@@ -69,6 +69,8 @@ class LongVideoBenchTasks(Benchmark):
     def __init__(self, config: LongVideoBenchConfig) -> None:
         if config.frames < 1:
             raise ValueError(f"frames must be at least 1, not {config.frames}")
+        if config.templates:
+            raise ValueError("templates are for texts: a video's prompt is the benchmark's own; leave them out")
         super().__init__(config)
 
     def read(self, task: str) -> Records:

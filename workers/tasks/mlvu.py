@@ -54,6 +54,8 @@ class MlvuTasks(Benchmark):
     def __init__(self, config: MlvuConfig) -> None:
         if config.frames < 1:
             raise ValueError(f"frames must be at least 1, not {config.frames}")
+        if config.templates:
+            raise ValueError("templates are for texts: a video's prompt is the benchmark's own; leave them out")
         super().__init__(config)
 
     def read(self, task: str) -> Records:
