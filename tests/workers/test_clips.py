@@ -17,6 +17,16 @@ def digest(sample) -> str:
     return hashlib.sha256(sample.frames.tobytes() + sample.prompt.encode()).hexdigest()
 
 
+RECORDED = {
+    "colour": "edb65eef72ad",
+    "shape": "aefe62dacc30",
+    "when": "247ab48ee65f",
+    "latest": "a868d1b22b8f",
+    "first": "18ce763fb09a",
+    "count": "1b69637ce28a",
+}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sample_is_a_pure_function_of_config_and_arguments(kind):
     config = ClipsConfig(frames=24, kinds=(kind,))
@@ -32,9 +42,6 @@ def test_a_clip_is_the_same_on_every_machine_and_version():
     """The digests were recorded once: the shipped model, and every journal, stand on these very pictures."""
     tasks = load_tasks({"source": "clips", "frames": 24})
     assert [digest(tasks.sample(kind, "train", 0))[:12] for kind in RECORDED] == list(RECORDED.values())
-
-
-RECORDED: dict[str, str] = {}
 
 
 @pytest.mark.parametrize("kind", KINDS)
