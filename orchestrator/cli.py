@@ -13,7 +13,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import curve_tables, evaluate_command, head, inspect_command, report, runs, services, spec
+from orchestrator import (
+    curve_tables,
+    evaluate_command,
+    head,
+    inspect_command,
+    report,
+    runs,
+    services,
+    spec,
+    transfer_command,
+)
 from orchestrator.dispatch import WorkFailed
 from orchestrator.job import run
 from orchestrator.workplace import RUNS
@@ -69,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     evolve.set_defaults(command=_evolve)
 
     evaluate_command.add_command(commands)
+    transfer_command.add_command(commands)
 
     shown = commands.add_parser("report", help="print a run's table")
     shown.add_argument("run", help="a run's name or folder")

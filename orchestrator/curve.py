@@ -12,13 +12,15 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from orchestrator.pictures import BLUE, DPI, GREEN, GREY, INK, ORANGE, VERMILION
+from orchestrator.points import UNBUDGETED
 
 SKY, PURPLE, OCHRE = "#56B4E9", "#CC79A7", "#9a8700"
-NAMM_COLOURS = (BLUE, SKY)
-"""Of the NAMM, and of the same with statistics collected anew."""
+NAMM_COLOURS = (BLUE, SKY, "#00406b")
+"""Of the NAMM, of the same with statistics collected anew, and of another one."""
 OTHER_COLOURS = (VERMILION, GREEN, ORANGE, PURPLE, OCHRE, GREY)
 MARKERS = "sD^vPX<>hp"
 LABELS_APART = 0.042
@@ -33,40 +35,66 @@ def draw(points: Sequence[Mapping], path: str | Path, title: str) -> None:
     Bars are 95 % intervals of the paired difference to the full cache, around each score. Raises ValueError without
     a point of the full cache.
     """
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    axes = figure.subplots()
+    full = _panel(axes, points, _styles(points), title)
+    axes.set_xlabel("kept fraction of the KV cache, right after the prompt")
+    axes.set_ylabel("score on held-out samples (mean over kinds of task)")
+    labels = []
+    for name, style in _styles(points).items():
+        curve = sorted((p for p in points if p["policy"] == name), key=lambda p: p["kept"])
+        if name != "oracle":
+            labels.append(([p["score"] for p in reversed(curve)], curve[-1]["kept"], _label(name), style["color"]))
+    _name_lines(axes, labels)
+    note = f"{full['samples']} samples; bars, side by side: 95 % interval of the paired difference to the full cache"
+    if any(point["policy"] == "namm" for point in points):
+        note += "; large mark: the NAMM as it is"
+    figure.supxlabel(note, fontsize=9, color="#505050", x=0.01, ha="left")
+    _save(figure, path)
+
+
+def draw_panels(panels: Mapping[str, Sequence[Mapping]], path: str | Path) -> None:
+    """Draws the points of several `curve.json` side by side as a PNG, each under its name; one legend for all."""
+    styles = _styles([point for points in panels.values() for point in points])
+    figure = Figure(figsize=(5 * len(panels) + 0.5, 6), layout="constrained")
+    for axes, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        full = _panel(axes, points, styles, title)
+        axes.set_xlabel(f"kept fraction of the KV cache ({full['samples']} samples)")
+    figure.axes[0].set_ylabel("score on held-out samples (mean over tasks)")
+    names = [Line2D([], [], label=_label(name), **{**style, "ms": 6}) for name, style in styles.items()]
+    note = "bars: 95 % interval of the paired difference to the full cache; large mark: a memory as it is"
+    columns = min(5 * len(panels) // 2 + 1, 6)
+    figure.legend(handles=names, title=note, loc="outside lower center", ncols=columns, frameon=False)
+    _save(figure, path)
+
+
+def _panel(axes: Axes, points: Sequence[Mapping], styles: Mapping[str, dict], title: str) -> Mapping:
+    """Curves, the full cache's line and a title; returns the full cache's point. Raises ValueError without one."""
     full = next((point for point in points if point["policy"] == "full"), None)
     if full is None:
         raise ValueError("no point of policy 'full': there is nothing to compare with")
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    axes = figure.subplots()
     axes.axhline(full["score"], color=INK, lw=1.4, ls="--", zorder=1)
-    labels = []
-    styles = _styles(points)
     for number, (name, style) in enumerate(styles.items()):
         curve = sorted((p for p in points if p["policy"] == name), key=lambda p: p["kept"])
         # Bars of one size stand side by side, or they would hide each other.
         _curve(axes, curve, style, aside=(number - (len(styles) - 1) / 2) * BARS_APART)
-        if name != "oracle":
-            labels.append(([p["score"] for p in reversed(curve)], curve[-1]["kept"], _label(name), style["color"]))
-    widest = max((kept for _, kept, *_ in labels), default=1.0)
-    axes.set_xlim(0.0, min(widest + 0.03, 1.0) if labels else 1.0)
+    widest = max((p["kept"] for p in points if p["policy"] not in UNBUDGETED), default=1.0)
+    axes.set_xlim(0.0, min(widest + 0.03, 1.015))
     scores = [point["score"] for point in points]
     room = max(0.07 * (max(scores) - min(scores)), 0.02)
     axes.set_ylim(min(scores) - room, max(scores) + room)
-    axes.set_xlabel("kept fraction of the KV cache, right after the prompt")
-    axes.set_ylabel("score on held-out samples (mean over kinds of task)")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_title(title, fontsize=13, fontweight="bold", loc="left", parse_math=False)
     axes.grid(color="#e4e4e4", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    _name_lines(axes, labels)
     where = axes.get_yaxis_transform()
     over = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     axes.annotate("full cache", (0.2, full["score"]), (0, 5), where, "offset points", color=INK, bbox=over, zorder=6)
-    note = f"{full['samples']} samples; bars, side by side: 95 % interval of the paired difference to the full cache"
-    if any(point["policy"] == "namm" for point in points):
-        note += "; large mark: the NAMM as it is"
-    figure.supxlabel(note, fontsize=9, color="#505050", x=0.01, ha="left")
+    return full
+
+
+def _save(figure: Figure, path: str | Path) -> None:
     FigureCanvasAgg(figure)
     figure.savefig(path, format="png", dpi=DPI, facecolor="white")
 
@@ -157,6 +185,7 @@ def apart(wanted: Sequence[float], distance: float) -> list[float]:
 
 
 def _label(policy: str) -> str:
-    if policy.split("-")[0] == "namm":
-        return "NAMM" if policy == "namm" else "NAMM, statistics anew"
+    name, _, which = policy.partition("-")
+    if name == "namm":
+        return f"NAMM, {which.replace('-', ' ')}" if which else "NAMM"
     return policy.replace("_", " ")

@@ -27,41 +27,41 @@ def table(result: Mapping, points: Points) -> Table:
 def markdown(result: Mapping, points: Points) -> str:
     """The same with every point's interval, speed and size."""
     levels = _levels(points)
-    rows = [["policy", *(_head(level, result) for level in levels)]]
+    table_rows = [["policy", *(_head(level, result) for level in levels)]]
     for name in _by_score(points):
         cells = [_at(points, name, level) for level in levels]
-        rows.append([f"`{name}`", *("" if p is None else f"{p['score']:.3f}" for p in cells)])
+        table_rows.append([f"`{name}`", *("" if p is None else f"{p['score']:.3f}" for p in cells)])
     text = [
         "## Score by kept fraction of the cache",
         "",
-        *_rows(rows),
+        *rows(table_rows),
         "",
         *str(_caption(result, points)).splitlines(),
         "",
     ]
-    rows = [["policy", "budget", "kept", "score", "minus full (95 %)", "namm minus it (95 %)"]]
+    table_rows = [["policy", "budget", "kept", "score", "minus full (95 %)", "namm minus it (95 %)"]]
     heads = {
         "prefill_tokens_per_second": "prefill tokens/s (x full)",
         "decode_tokens_per_second": "decode tokens/s (x full)",
         "peak_cache_bytes": "peak cache MB (x full)",
     }
     timed = any("peak_cache_bytes" in point for point in points)
-    rows[0] += heads.values() if timed else []
+    table_rows[0] += heads.values() if timed else []
     for point in points:
         budget = "" if point["budget"] is None else f"{point['budget']:g}"
         row = [f"`{point['policy']}`", budget, f"{point['kept']:.3f}", f"{point['score']:.3f}"]
-        row += [_interval(point, field) for field in ("difference", "namm_difference")]
+        row += [interval(point, field) for field in ("difference", "namm_difference")]
         if timed:
             for what in ("prefill", "decode"):
                 row.append(f"{point[f'{what}_tokens_per_second']:,.0f} ({point[f'{what}_ratio']:.2f})")
             row.append(f"{point['peak_cache_bytes'] / 1e6:.2f} ({point['peak_cache_ratio']:.2f})")
-        rows.append(row)
-    return "\n".join([*text, "## All points", "", *_rows(rows), ""])
+        table_rows.append(row)
+    return "\n".join([*text, "## All points", "", *rows(table_rows), ""])
 
 
 def _scores(result: Mapping, points: Points) -> Table:
     levels = _levels(points)
-    out = _empty()
+    out = empty()
     out.add_column("score at kept\nfraction of", no_wrap=True)
     for level in levels:
         out.add_column(_head(level, result), justify="right", no_wrap=True)
@@ -94,17 +94,19 @@ def _caption(result: Mapping, points: Points) -> Text:
 
 
 def _differences(result: Mapping) -> Table:
-    out = _empty()
+    out = empty()
     out.add_column("at the NAMM's own size", no_wrap=True)
     for head in ("kept", "score", "minus full\n(95 %)", "namm minus it\n(95 %)"):
         out.add_column(head, justify="right", no_wrap=True)
-    rows = result["policies"]
-    for name in [*(n for n in ("full", "namm", "oracle") if n in rows), *_others(rows)]:
-        entry = rows[name]
-        both = [plus_minus(name, entry, field) for field in ("difference", "namm_difference")]
-        cells = [f"{entry['kept']:.2f}", f"{entry['mean']:.3f}", *both]
-        out.add_row(name, *cells, style="bold" if name == "namm" else "")
+    for name in ordered(result["policies"]):
+        out.add_row(name, *own_size(name, result["policies"][name]), style="bold" if name == "namm" else "")
     return out
+
+
+def own_size(name: str, entry: Mapping) -> list[str | Text]:
+    """Kept fraction, score, and both differences of a policy in `result.json`."""
+    both = [plus_minus(name, entry, field) for field in ("difference", "namm_difference")]
+    return [f"{entry['kept']:.2f}", f"{entry['mean']:.3f}", *both]
 
 
 def _costs(result: Mapping, points: Points) -> Table | None:
@@ -112,7 +114,7 @@ def _costs(result: Mapping, points: Points) -> Table | None:
     at_own = [p for p in points if p["level"] in (None, result["own_kept"]) and "peak_cache_bytes" in p]
     if not at_own:
         return None
-    out = _empty()
+    out = empty()
     out.add_column("at the NAMM's own size", no_wrap=True)
     for head in ("prefill\ntok/s", "x full", "decode\ntok/s", "x full", "peak cache\nMB", "x full"):
         out.add_column(head, justify="right", no_wrap=True)
@@ -125,7 +127,8 @@ def _costs(result: Mapping, points: Points) -> Table | None:
     return out
 
 
-def _empty() -> Table:
+def empty() -> Table:
+    """A table without rows or columns."""
     return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
 
 
@@ -150,18 +153,22 @@ def _by_score(points: Points) -> list[str]:
     return sorted(scores, key=lambda name: (name != "namm", -sum(scores[name]) / len(scores[name]), name))
 
 
-def _others(rows: Mapping) -> list[str]:
-    names = [name for name in rows if name not in ("full", "namm", "oracle")]
-    return sorted(names, key=lambda name: (-rows[name]["mean"], name))
+def ordered(policies: Mapping) -> list[str]:
+    """Names of `result.json`'s policies: full cache, NAMM, oracle, then the others by falling score."""
+    first = [name for name in ("full", "namm", "oracle") if name in policies]
+    others = [name for name in policies if name not in first]
+    return [*first, *sorted(others, key=lambda name: (-policies[name]["mean"], name))]
 
 
-def _interval(point: Mapping, field: str) -> str:
+def interval(point: Mapping, field: str) -> str:
+    """A point's difference with its interval, as text; empty for the policy that it is a difference to."""
     if field not in point or point["policy"] == {"difference": "full", "namm_difference": "namm"}[field]:
         return ""
     low, high = point[f"{field}_interval"]
     return f"{point[field]:+.3f}" + ("" if low is None else f" [{low:+.3f}, {high:+.3f}]")
 
 
-def _rows(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+def rows(cells: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table; the first row is its head."""
+    lines = [cells[0], ["---", *["---:"] * (len(cells[0]) - 1)], *cells[1:]]
+    return ["| " + " | ".join(line) + " |" for line in lines]

@@ -10,12 +10,13 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from namm_core.config import NammConfig
 from orchestrator import curve, curve_tables, evaluation, files, points, workplace
 from orchestrator.calibration import TOLERANCE, Calibration
 from orchestrator.display import Display
@@ -52,13 +53,16 @@ class EvaluateSpec:
     """Validation samples, over all kinds, on which the NAMM's threshold is brought to each budget."""
     timing: int = 5
     """Rounds in which speeds are measured; 0: none."""
+    others: dict[str, str] = field(default_factory=dict)
+    """Further NAMMs of the same configuration, by the name `namm-...` that they have in tables: folder or Hub id."""
 
     def __post_init__(self) -> None:
         for budget in self.budgets:
             if not 0.0 < budget < 1.0:
                 raise ValueError(f"budgets are kept fractions between 0 and 1, not {budget:g}")
-        if not self.budgets:
-            raise ValueError("budgets must name at least one kept fraction")
+        for name in self.others:
+            if not name.startswith("namm-") or name == ANEW:
+                raise ValueError(f"a further NAMM is called namm-..., and not {ANEW}: {name!r}")
         for name, least in (("samples", len(self.job.kinds)), ("validation", 1), ("timing", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
@@ -76,41 +80,54 @@ def run(spec: EvaluateSpec, resume: bool, display: Display) -> tuple[dict[str, A
 
     Raises ValueError, one line, for bad input, before anything is written.
     """
-    from namm_core import Namm
+    spec, memories = checked(spec)
+    purpose = "evaluate-" + "".join(f"{policy_key(m)}-" for m in memories.values())
+    with workplace.opened(spec.job, resume, display, (FILE, spec), _tags(spec), purpose) as place:
+        return _run(spec, memories, place, display)
 
+
+def checked(spec: EvaluateSpec) -> tuple[EvaluateSpec, dict[str, PolicySpec]]:
+    """The evaluation with nothing left open, and its NAMMs by name. Raises ValueError, one line, for bad input."""
     for name in spec.policies:
-        if name not in (*known_policies(), ANEW):
+        if name not in (*known_policies(), ANEW, *spec.others):
             raise ValueError(f"unknown policy {name!r}; known: {', '.join((*known_policies(), ANEW))}")
-    saved = Namm.from_pretrained(spec.namm)
-    if saved.theta.ndim != 1:
-        raise ValueError(f"{spec.namm} holds {len(saved.theta)} candidates: save one of them, Namm(config, theta[i])")
-    given = saved.statistics
-    memory = PolicySpec(
-        "namm",
-        theta=saved.theta.numpy(),
-        statistics=None if given is None else (given.mean.numpy(), given.var.numpy(), given.count),
-    )
+    config, memory = _saved(spec.namm)
+    memories = {"namm": memory}
+    for name, place in spec.others.items():
+        other, memories[name] = _saved(place)
+        if other != config:
+            raise ValueError(f"{place} has another configuration than {spec.namm}: evaluate it on its own")
     samples = {
         "samples": evaluation.held_out_samples(spec.job.kinds, spec.samples),
         "validation": evaluation.held_out_samples(spec.job.kinds, spec.validation, "validation"),
     }
-    job = workplace.checked(dataclasses.replace(spec.job, memory=saved.config, storage=None), spec.policies, samples)
-    names = tuple(dict.fromkeys(("full", "namm", *spec.policies)))
-    spec = dataclasses.replace(spec, job=job, policies=names, budgets=tuple(sorted(set(spec.budgets))))
-    purpose = f"evaluate-{policy_key(memory)}-"
-    with workplace.opened(job, resume, display, (FILE, spec), _tags(spec), purpose) as place:
-        return _run(spec, memory, place, display)
+    job = workplace.checked(dataclasses.replace(spec.job, memory=config, storage=None), spec.policies, samples)
+    names = tuple(dict.fromkeys(("full", "namm", *spec.policies, *spec.others)))
+    return dataclasses.replace(spec, job=job, policies=names, budgets=tuple(sorted(set(spec.budgets)))), memories
+
+
+def _saved(place: str) -> tuple[NammConfig, PolicySpec]:
+    """The one NAMM of a folder or a Hub repository. Raises ValueError."""
+    from namm_core import Namm
+
+    saved = Namm.from_pretrained(place)
+    if saved.theta.ndim != 1:
+        raise ValueError(f"{place} holds {len(saved.theta)} candidates: save one of them, Namm(config, theta[i])")
+    given = saved.statistics
+    statistics = None if given is None else (given.mean.numpy(), given.var.numpy(), given.count)
+    return saved.config, PolicySpec("namm", theta=saved.theta.numpy(), statistics=statistics)
 
 
 def _run(
-    spec: EvaluateSpec, memory: PolicySpec, place: Workplace, display: Display
+    spec: EvaluateSpec, memories: dict[str, PolicySpec], place: Workplace, display: Display
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     started, job, dispatcher = time.monotonic(), spec.job, place.dispatcher
     samples = evaluation.held_out_samples(job.kinds, spec.samples)
-    memories = {"namm": memory}
+    validation = evaluation.held_out_samples(job.kinds, spec.validation, "validation")
+    workplace.prepare(dispatcher, [*samples, *validation], display)
     if ANEW in spec.policies:
         anew = workplace.statistics(job, dispatcher, display)
-        memories[ANEW] = dataclasses.replace(memory, statistics=anew)
+        memories = {**memories, ANEW: dataclasses.replace(memories["namm"], statistics=anew)}
     asked, shifts = _at_each_size(spec, memories, dispatcher, display)
     results = _evaluated({place: asked[place] for place in asked if place[0] == "namm"}, samples, dispatcher, display)
     own = round(float(np.mean([r.kept for r in results["namm", None] if r is not None])), 4)
@@ -264,9 +281,9 @@ def _metrics(drawn: Iterable[dict[str, Any]]) -> Iterable[tuple[str, float]]:
     """`heldout/<policy>/<budget>/<what>`; no budget where the size is the policy's own affair."""
     for point in drawn:
         at = "" if point["budget"] is None else f"/{point['budget']:g}"
-        for field in ("score", "kept", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_cache_bytes"):
-            if field in point:
-                yield f"heldout/{point['policy']}{at}/{field}", point[field]
+        for name in ("score", "kept", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_cache_bytes"):
+            if name in point:
+                yield f"heldout/{point['policy']}{at}/{name}", point[name]
 
 
 def _tags(spec: EvaluateSpec) -> dict[str, str]:
