@@ -78,7 +78,7 @@ class Question:
 class ClipsConfig:
     """The clips' configuration."""
 
-    frames: int = 64
+    frames: int = 96
     """Frames of a clip."""
     kinds: tuple[str, ...] = ("colour", "shape", "when", "latest", "count")
     """Kinds of question in this set; `KINDS` names them all."""
