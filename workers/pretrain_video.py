@@ -253,12 +253,12 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m workers.pretrain_video", description="Train the video model.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=1600, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the clips")
     parser.add_argument("--kinds", nargs="+", default=list(clips.KINDS), help="kinds to train or measure")
     parser.add_argument("--measure", action="store_true", help="measure the model in --out instead of training")
-    parser.add_argument("--frames", type=int, nargs="+", default=[16, 64, 96], help="lengths to measure")
-    parser.add_argument("--alpha", type=float, nargs="+", default=[1, 4, 16, 64], help="NTK alphas to measure")
+    parser.add_argument("--frames", type=int, nargs="+", default=[16, 96], help="lengths to measure")
+    parser.add_argument("--alpha", type=float, nargs="+", default=[4, 8, 16], help="NTK alphas to measure")
     parser.add_argument("--samples", type=int, default=100, help="samples per kind to measure")
     chosen = parser.parse_args(arguments)
     if chosen.measure:

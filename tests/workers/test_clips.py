@@ -58,7 +58,7 @@ def test_the_evidence_shows_the_answer_and_no_other_frame_does(kind):
     tasks = ClipsTasks(ClipsConfig(kinds=(kind,)))
     for index in range(10):
         sample = tasks.sample(kind, "train", index)
-        assert sample.frames.shape == (64, SIDE, SIDE, 3) and sample.frames.dtype == np.uint8
+        assert sample.frames.shape == (96, SIDE, SIDE, 3) and sample.frames.dtype == np.uint8
         assert sample.answers[0] in sample.choices and sample.prompt.count(MARK) == 1
         shown = {c: (sample.frames == np.uint8(rgb)).all(-1).sum((1, 2)) > 20 for c, rgb in COLOURS.items()}
         seen = np.flatnonzero(np.any(list(shown.values()), axis=0))
@@ -67,7 +67,7 @@ def test_the_evidence_shows_the_answer_and_no_other_frame_does(kind):
         if sample.choices == tuple(COLOURS):
             assert shown[answer][list(sample.evidence)].all()
         elif sample.choices == tuple(TIMES):
-            assert sample.evidence[0] * 4 // 64 == list(TIMES).index(answer)
+            assert sample.evidence[0] * 4 // 96 == list(TIMES).index(answer)
         elif sample.choices == NUMBERS:
             assert len(sample.evidence) == 2 * (NUMBERS.index(answer) + 1)
         else:
