@@ -42,9 +42,9 @@ def answer(
 ) -> list[Answer]:
     """Prefills all prompts in one call, decodes greedily, and scores the references by teacher forcing.
 
-    prompts: per row (tokens,) int64; references: per row (answer tokens,) int64 as they follow the prompt;
-    cache: a fresh `MemoryCache`, or None for the stock full cache; max_new_tokens: greedy tokens per row; stop:
-    token ids that end an answer.
+    prompts: per row (tokens,) int64, or their embeddings (tokens, size); references: per row (answer tokens,) int64 as
+    they follow the prompt; cache: a fresh `MemoryCache`, or None for the stock full cache; max_new_tokens: greedy
+    tokens per row; stop: token ids that end an answer.
     """
     rows, lengths = len(prompts), torch.tensor([len(p) for p in prompts])
     past: Cache = DynamicCache(config=model.config) if cache is None else cache
@@ -60,7 +60,7 @@ def answer(
 
 
 def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache) -> tuple[Tensor, Tensor]:
-    """Reads all prompts, rows padded on the right, into the fresh cache `past`.
+    """Reads all prompts, ids or embeddings, rows padded on the right, into the fresh cache `past`.
 
     What precedes the first update is the same for all candidates of a sample, and computed once. Long prompts are read
     in several calls, which changes nothing.
@@ -68,27 +68,29 @@ def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache) -> tuple
     Returns the logits (rows, vocabulary) of each row's last token and the mask (rows, columns) of real tokens.
     """
     lengths = torch.tensor([len(p) for p in prompts])
-    ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
-    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    fed = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+    name = "inputs_embeds" if fed.is_floating_point() else "input_ids"
+    mask = torch.arange(fed.shape[1]) < lengths[:, None]
     start = 0
     samples = _samples(prompts)
     if isinstance(past, MemoryCache) and samples < len(prompts) and lengths.min() > past.policy.update_interval:
         start = past.policy.update_interval
         past.share()
-        model(ids[:samples, :start].to(model.device), past_key_values=past, use_cache=True, logits_to_keep=1)
+        shared = {name: fed[:samples, :start].to(model.device)}
+        model(**shared, past_key_values=past, use_cache=True, logits_to_keep=1)
         past.spread(len(prompts) // samples)
     ends, which = torch.unique(lengths - 1, return_inverse=True)
-    logits, step = [], ids.shape[1]
+    logits, step = [], fed.shape[1]
     if isinstance(past, MemoryCache) and model.device.type == "cpu":
         interval = past.policy.update_interval
         step = interval * max(1, AT_ONCE // (interval * len(prompts)))
-    for begin in range(start, ids.shape[1], step):
-        stop = min(begin + step, ids.shape[1])
+    for begin in range(start, fed.shape[1], step):
+        stop = min(begin + step, fed.shape[1])
         last = ends[(ends >= begin) & (ends < stop)] - begin
         if isinstance(past, MemoryCache):
-            past.keep_open(stop < ids.shape[1])
+            past.keep_open(stop < fed.shape[1])
         out = model(
-            ids[:, begin:stop].to(model.device),
+            **{name: fed[:, begin:stop].to(model.device)},
             attention_mask=mask[:, :stop].to(model.device),
             past_key_values=past,
             use_cache=True,

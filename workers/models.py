@@ -23,11 +23,17 @@ from workers import hub
 from workers.config import ModelConfig
 
 
-def check(config: ModelConfig) -> None:
+def check(config: ModelConfig) -> PreTrainedConfig:
     """Raises ValueError, one line, when the model cannot be there or would bring code; fetches no weights."""
     folder = _find(config)
     _to_fetch(folder, config)
-    _read(folder, config)
+    return _read(folder, config)[0]
+
+
+def settings_file(config: ModelConfig, name: str) -> dict:
+    """A JSON file beside the model's configuration; {} where it has none. Raises ValueError, one line."""
+    file = _find(config) / name
+    return _json(file) if file.is_file() else {}
 
 
 def pinned(config: ModelConfig) -> ModelConfig:
@@ -72,8 +78,8 @@ def stretch(config: PreTrainedConfig, alpha: float) -> None:
         rope["rope_theta"] = float(rope["rope_theta"]) * alpha ** (size / (size - 2))
 
 
-def load(config: ModelConfig) -> tuple[PreTrainedModel, Tokenizer]:
-    """The model, in evaluation mode on its device or devices, and its tokenizer.
+def load(config: ModelConfig, auto: type = AutoModelForCausalLM) -> tuple[PreTrainedModel, Tokenizer]:
+    """The model, in evaluation mode on its device or devices, and its tokenizer. auto: the kind of model.
 
     A Hub model's weights are fetched first, by one process of a node; all read them from that local folder,
     memory-mapped on a CPU. Raises ValueError, one line, when the model cannot be loaded.
@@ -89,7 +95,7 @@ def load(config: ModelConfig) -> tuple[PreTrainedModel, Tokenizer]:
     if spread and importlib.util.find_spec("accelerate") is None:
         raise ValueError("model.device_map needs the package accelerate on every node: pip install 'accelerate>=1.1'")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto.from_pretrained(
             folder,
             config=settings,
             dtype=getattr(torch, config.dtype),

@@ -37,10 +37,15 @@ FEW = {"facts": 4, "topic_words": 8}  # densities that a prompt of training leng
 SPECIAL = ("<unk>", "<pad>", "<eos>")
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A unigram tokenizer whose pieces are the recall words, and bytes for the rest: no text is lost."""
-    pieces = [(piece, -2.0) for piece in words.vocabulary()]
-    vocabulary = [(token, -20.0) for token in SPECIAL] + pieces + [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+def build_tokenizer(
+    words: tuple[str, ...] = words.vocabulary(), special: tuple[str, ...] = SPECIAL
+) -> PreTrainedTokenizerFast:
+    """A unigram tokenizer whose pieces are the words given, and bytes for the rest: no text is lost.
+
+    special: `SPECIAL`, and further tokens behind them that are found in a text by their name.
+    """
+    pieces = [(piece, -2.0) for piece in words]
+    vocabulary = [(token, -20.0) for token in special] + pieces + [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     # A "<" stands alone, so that a text which spells a byte token ("<0x41>") is not read as that byte.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -56,6 +61,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         unk_token=SPECIAL[0],
         pad_token=SPECIAL[1],
         eos_token=SPECIAL[2],
+        additional_special_tokens=list(special[3:]) or None,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )

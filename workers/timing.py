@@ -30,19 +30,23 @@ class Timing(NamedTuple):
 
 
 @torch.inference_mode()
-def measure(model: PreTrainedModel, ids: Tensor, cache: Cache | None, tokens: int) -> Timing:
+def measure(
+    model: PreTrainedModel, ids: Tensor, cache: Cache | None, tokens: int, embedded: Tensor | None = None
+) -> Timing:
     """Feeds a prompt (tokens,) in one call, then `tokens` tokens one by one, the same ones for every policy.
+
+    embedded: (tokens, size), fed in the prompt's place where its ids alone do not say what it is.
 
     cache: a fresh one; None is the stock full cache. Updates of a memory among the decoded tokens are in their time.
     """
     past = DynamicCache(config=model.config) if cache is None else cache
     largest = (0, 0)
 
-    def fed(some: Tensor) -> float:
+    def fed(name: str, some: Tensor) -> float:
         nonlocal largest
         _settle(model)
         started = time.perf_counter()
-        model(some[None], past_key_values=past, use_cache=True, logits_to_keep=1)
+        model(**{name: some[None]}, past_key_values=past, use_cache=True, logits_to_keep=1)
         _settle(model)
         seconds = time.perf_counter() - started
         largest = max(largest, nbytes(past), key=sum)
@@ -50,8 +54,8 @@ def measure(model: PreTrainedModel, ids: Tensor, cache: Cache | None, tokens: in
 
     ids = ids.to(model.device)
     forced = ids[:tokens].repeat(-(-tokens // len(ids)))[:tokens]
-    prefill = fed(ids)
-    decode = sum(fed(token[None]) for token in forced)
+    prefill = fed("input_ids", ids) if embedded is None else fed("inputs_embeds", embedded)
+    decode = sum(fed("input_ids", token[None]) for token in forced)
     return Timing(len(ids), prefill, tokens, decode, *largest)
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from workers.config import PromptConfig
 from workers.tasks import Sample
+from workers.tasks.video import VideoSample
 from workers.unit import SampleRef
 
 
@@ -65,7 +66,7 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
     config = config or PromptConfig()
     text, shift, templated = sample.prompt, 0, config.chat_template and sample.chat
     if templated:
-        text, shift = _templated(sample.prompt, tokenizer)
+        text, shift = _templated(sample.prompt, tokenizer, isinstance(sample, VideoSample))
     # A template writes the special tokens itself.
     special = config.bos == "auto" and not templated
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
@@ -113,11 +114,14 @@ def cut(text: str, stop: tuple[str, ...]) -> str:
     return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]
 
 
-def _templated(prompt: str, tokenizer: Tokenizer) -> tuple[str, int]:
-    """The prompt as a user's turn, up to where the model answers, and how far the prompt's characters have moved."""
+def _templated(prompt: str, tokenizer: Tokenizer, parts: bool = False) -> tuple[str, int]:
+    """The prompt as a user's turn, up to where the model answers, and how far the prompt's characters have moved.
+
+    parts: whether the template wants a turn as a list of parts, as those of models with pictures do.
+    """
     if not tokenizer.chat_template:
         raise ValueError("prompt.chat_template is on, but the model's tokenizer has no chat template: turn it off")
-    turn = [{"role": "user", "content": prompt}]
+    turn = [{"role": "user", "content": [{"type": "text", "text": prompt}] if parts else prompt}]
     text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     # many templates strip what they are given
     return text, text.find(prompt.strip()) - (len(prompt) - len(prompt.lstrip()))

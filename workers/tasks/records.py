@@ -1,4 +1,4 @@
-"""A task's records in files: JSON lines (in a zip or not) or parquet. Knows no task and no prompt.
+"""A task's records in files: JSON lines (in a zip or not), a JSON list, or parquet. Knows no task and no prompt.
 
 A file is read through once, which finds every damaged line and each record's digest; JSON lines are then read
 again one by one where they are asked for, since the files of some benchmarks are larger than a worker's memory.
@@ -48,9 +48,10 @@ class Records:
     """The records of one file, in its order.
 
     Args:
-        file: `*.jsonl`, `*.parquet`, or a `*.zip` whose `member` is JSON lines.
+        file: `*.jsonl`, `*.json` (one list), `*.parquet`, or a `*.zip` whose `member` is JSON lines.
         fields: what each record must have.
         group: the key whose text says which records belong together (questions on one document).
+        only: keys and values of the records that are wanted; others are passed over.
 
     Attributes:
         digests: each record's SHA-256, of its sorted JSON.
@@ -60,23 +61,31 @@ class Records:
     Raises ValueError, naming file, line and what was expected, where the file is damaged.
     """
 
-    def __init__(self, file: Path, fields: Fields, group: str, member: str | None = None) -> None:
+    def __init__(
+        self, file: Path, fields: Fields, group: str, member: str | None = None, only: Mapping[str, Any] | None = None
+    ) -> None:
         self.file, self._where = file, f"{file}: {member}" if member else str(file)
+        self._unit = "record" if file.suffix == ".json" else "line"
         self.digests: list[bytes] = []
         self.groups: list[bytes] = []
-        self._offsets: list[int] | None = [] if file.suffix not in (".zip", ".parquet") else None
+        self._offsets: list[int] | None = [] if file.suffix not in (".zip", ".parquet", ".json") else None
         self._held: list[dict[str, Any]] = []
-        rows = self._rows_of_parquet() if file.suffix == ".parquet" else self._rows_of_lines(member)
+        readers = {".parquet": self._rows_of_parquet, ".json": self._rows_of_list}
+        rows = readers[file.suffix]() if file.suffix in readers else self._rows_of_lines(member)
         for number, offset, row in rows:
             self._check(row, number, fields)
+            if any(row.get(key) != value for key, value in (only or {}).items()):
+                continue
             self.digests.append(hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest())
             self.groups.append(hashlib.sha256(str(row[group]).encode()).digest())
             if self._offsets is None:
                 self._held.append(row)
             else:
                 self._offsets.append(offset)
+        if not self.digests and only:
+            raise ValueError(f"{self._where}: has no record with {', '.join(f'{k} {v!r}' for k, v in only.items())}")
         if not self.digests:
-            raise ValueError(f"{self._where}: is empty; expected one JSON object a line")
+            raise ValueError(f"{self._where}: is empty; expected one JSON object a {self._unit}")
         self.fingerprint = hashlib.sha256(b"".join(self.digests)).hexdigest()
 
     def __len__(self) -> int:
@@ -113,6 +122,17 @@ class Records:
         except zipfile.BadZipFile as error:
             raise ValueError(f"{self.file}: expected a zip file ({error}); is the file whole?") from None
 
+    def _rows_of_list(self) -> Iterator[tuple[int, int, Any]]:
+        try:
+            rows = json.loads(self.file.read_bytes())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
+            raise ValueError(f"{self.file}{where}: expected a JSON list ({reason}); is the file whole?") from None
+        if not isinstance(rows, list):
+            raise ValueError(f"{self.file}: expected a JSON list of records, found {type(rows).__name__}")
+        yield from ((number, 0, row) for number, row in enumerate(rows, 1))
+
     def _rows_of_parquet(self) -> Iterator[tuple[int, int, Any]]:
         import pyarrow
         from pyarrow import parquet
@@ -125,7 +145,7 @@ class Records:
         yield from ((number, 0, row) for number, row in enumerate(rows, 1))
 
     def _check(self, row: Any, number: int, fields: Fields) -> None:
-        line = f"{self._where}, line {number}"
+        line = f"{self._where}, {self._unit} {number}"
         if not isinstance(row, dict):
             raise ValueError(f"{line}: expected one JSON object, found {type(row).__name__}")
         for key, types in fields.items():

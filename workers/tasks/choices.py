@@ -1,0 +1,17 @@
+"""Multiple choice by letters, as video benchmarks ask and score it. Knows no benchmark."""
+
+from __future__ import annotations
+
+LETTERS = "ABCDEFGHIJ"
+
+
+def lettered(candidates: list[str], form: str) -> str:
+    """The candidates, one a line. form: how a letter and a candidate stand together, e.g. "{letter}. {text}"."""
+    return "\n".join(form.format(letter=LETTERS[i], text=text) for i, text in enumerate(candidates))
+
+
+def checked(candidates: object, where: str) -> list[str]:
+    """The candidates as texts. Raises ValueError, one line, for fewer than two or more than there are letters."""
+    if not isinstance(candidates, list) or not 2 <= len(candidates) <= len(LETTERS):
+        raise ValueError(f"{where}: expected 2 to {len(LETTERS)} candidates, found {candidates!r}")
+    return [str(candidate) for candidate in candidates]
