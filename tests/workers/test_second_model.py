@@ -48,8 +48,8 @@ def test_training_writes_a_qwen3_that_loads(tmp_path, capsys):
     assert "step 2/2" in capsys.readouterr().out
     model, _ = models.load(ModelConfig(str(tmp_path / "model")))
     assert type(model) is Qwen3ForCausalLM
-    shipped = json.loads((FOLDER / "config.json").read_text())
-    assert json.loads((tmp_path / "model" / "config.json").read_text()) == shipped
+    shipped, written = (json.loads((at / "config.json").read_text()) for at in (FOLDER, tmp_path / "model"))
+    assert written | {"transformers_version": ""} == shipped | {"transformers_version": ""}
 
 
 def test_it_is_another_model(first, second):
