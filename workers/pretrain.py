@@ -1,4 +1,7 @@
-"""Train the small recall model and its tokenizer from nothing: `python -m workers.pretrain --out FOLDER`.
+"""Train a small recall model and its tokenizer from nothing: `python -m workers.pretrain --model NAME --out FOLDER`.
+
+`llama` is the model that memories are evolved on, `qwen3` the larger one, of another architecture, that they are
+carried to.
 
 Plain next-token training on short recall documents, several questions each. Knows nothing of memories: longer
 prompts are reached afterwards by NTK-scaled RoPE alone (`--measure` prints how well).
@@ -16,6 +19,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -25,7 +29,10 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from workers.tasks import recall, words
@@ -67,24 +74,51 @@ def build_tokenizer(
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The untrained model. Its initialisation decides whether it learns at all (`docs/LOG.md`)."""
+def llama(common: dict[str, Any]) -> PreTrainedModel:
+    """A Llama of 234,624 parameters: 3 layers, 4 query and 2 KV heads of 32."""
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=192,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=max(LENGTHS),
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **common,
     )
-    model = LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)
+
+
+def qwen3(common: dict[str, Any]) -> PreTrainedModel:
+    """A Qwen3 of 1,010,368 parameters: 4 layers, 9 query and 3 KV heads of 24, queries and keys normalised."""
+    config = Qwen3Config(
+        hidden_size=128,
+        intermediate_size=400,
+        num_hidden_layers=4,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=24,
+        **common,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+MODELS = {"llama": (llama, 2300), "qwen3": (qwen3, 1500)}  # and how many optimiser steps it takes
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, which: str = "llama") -> PreTrainedModel:
+    """An untrained model of `MODELS`. Its initialisation decides whether it learns at all (`docs/LOG.md`)."""
+    build, _ = MODELS[which]
+    model = build(
+        {
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": max(LENGTHS),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim < 2:
@@ -121,7 +155,7 @@ def training_document(rng: random.Random, tokens: int) -> tuple[list[str], list[
         return page.pieces + asked, [False] * len(page.pieces) + answers
 
 
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> None:
+def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> None:
     """Train in place. The learning rate is flat for 60 % of the steps, then falls linearly to 0."""
     ids = tokenizer.get_vocab()
     rng = random.Random(seed)
@@ -158,7 +192,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
 
 
 @torch.no_grad()
-def exact_match(model: LlamaForCausalLM, rows: list[tuple[list[int], list[int], list[int]]]) -> float:
+def exact_match(model: PreTrainedModel, rows: list[tuple[list[int], list[int], list[int]]]) -> float:
     """Share of rows whose whole answer is the likeliest continuation.
 
     A row is (prompt ids, answer ids, positions kept): the model sees the kept tokens alone, at their true
@@ -207,7 +241,7 @@ def measure(folder: Path, lengths: list[int], alphas: list[float], samples: int)
                 )
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write the Hugging Face folder; the weights in float32."""
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -215,9 +249,10 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m workers.pretrain", description="Train the small recall model.")
+    parser = argparse.ArgumentParser(prog="python -m workers.pretrain", description="Train a small recall model.")
+    parser.add_argument("--model", choices=MODELS, default="llama", help="what to train (llama)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=2300, help="optimiser steps")
+    parser.add_argument("--steps", type=int, help="optimiser steps (the model's own number)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the documents")
     parser.add_argument("--measure", action="store_true", help="measure the model in --out instead of training")
     parser.add_argument("--tokens", type=int, nargs="+", default=[120, 1032, 2056], help="lengths to measure")
@@ -229,9 +264,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     torch.manual_seed(chosen.seed)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
+    model = build_model(tokenizer, chosen.model)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    train(model, tokenizer, chosen.steps, chosen.seed)
+    train(model, tokenizer, MODELS[chosen.model][1] if chosen.steps is None else chosen.steps, chosen.seed)
     save(model, tokenizer, chosen.out)
     return 0
 
