@@ -31,6 +31,10 @@ class Environment:
     """Return that a rollout asks for at its start."""
     scale: float
     """Returns-to-go are divided by this before the model sees them."""
+    lowest: float
+    """Smallest return-to-go in the training data; a rollout asks for no less."""
+    highest: float
+    """Largest; where an episode goes badly, what is left of the target would soon be beyond anything seen."""
     state_at: int
     """First column of its observations in the model's states."""
     action_at: int
@@ -39,6 +43,12 @@ class Environment:
     """Of each number of an observation, over the training data."""
     std: tuple[float, ...]
     """Likewise; observations are normalised by both."""
+    seen: tuple[int, ...] | None = None
+    """Which numbers of an observation the model sees; None: all of them."""
+
+    def to_go(self, total: float) -> float:
+        """What the model is told to reach yet when an episode has brought `total` so far."""
+        return min(max(self.target - total, self.lowest), self.highest) / self.scale
 
     def normalised(self, total: float) -> float:
         """A return on the scale from random (0) to behaviour (1); it may lie outside."""
@@ -58,11 +68,13 @@ class Simulation:
         self.mean, self.std = np.array(environment.mean), np.array(environment.std)
         self.actions = Actions(self.env)
         width = int(np.prod(self.env.observation_space.shape))
-        if width != len(self.mean):
+        seen = range(width) if environment.seen is None else environment.seen
+        if len(seen) != len(self.mean) or not set(seen) <= set(range(width)):
             raise ValueError(
                 f"environment {environment.id} has observations of {width} numbers, the model was trained for "
                 f"{len(self.mean)}: another version of gymnasium?"
             )
+        self.seen = np.array(seen)
         self.total, self.steps, self.over = 0.0, 0, False
 
     def reset(self, seed: int) -> np.ndarray:
@@ -79,7 +91,7 @@ class Simulation:
         return self._seen(observation)
 
     def _seen(self, observation: np.ndarray) -> np.ndarray:
-        return ((np.ravel(observation) - self.mean) / self.std).astype(np.float32)
+        return ((np.ravel(observation)[self.seen] - self.mean) / self.std).astype(np.float32)
 
 
 class Actions:

@@ -40,21 +40,25 @@ def describe(
     behaviour: float,
     target: float,
     columns: tuple[int, int] = (0, 0),
+    seen: tuple[int, ...] | None = None,
 ) -> Environment:
     """How a model is to see an environment, from its trajectories and reference returns; columns: its first ones."""
-    seen = np.concatenate([t.observations for t in trajectories]).astype(np.float64)
-    totals = np.array([t.total for t in trajectories])
+    numbers = np.concatenate([t.observations for t in trajectories]).astype(np.float64)
+    to_go = np.concatenate([t.to_go for t in trajectories])
     return Environment(
         id=name,
         steps=steps,
         random=random,
         behaviour=behaviour,
         target=target,
-        scale=float(max(np.abs(totals).max(), 1e-6)),
+        scale=float(max(np.abs(to_go).max(), 1e-6)),
+        lowest=float(to_go.min()),
+        highest=float(to_go.max()),
         state_at=columns[0],
         action_at=columns[1],
-        mean=tuple(seen.mean(0).tolist()),
-        std=tuple((seen.std(0) + 1e-6).tolist()),
+        mean=tuple(numbers.mean(0).tolist()),
+        std=tuple((numbers.std(0) + 1e-6).tolist()),
+        seen=seen,
     )
 
 
@@ -69,7 +73,7 @@ def collected(episodes: int, seed: int) -> dict[str, tuple[Environment, list[Tra
         width = trajectories[0].actions.shape[1]
         chance = behaviour.at_random(np.random.default_rng(seed), width)
         low, high = (behaviour.mean_return(source, p, starts) for p in (chance, policy))
-        about = describe(source.id, source.steps, trajectories, low, high, high, columns)
+        about = describe(source.id, source.steps, trajectories, low, high, high, columns, source.seen)
         columns = columns[0] + len(about.mean), columns[1] + width
         noisy = np.mean([t.total for t in trajectories])
         print(
@@ -96,7 +100,6 @@ def from_d4rl(file: Path, name: str, steps: int | None) -> dict[str, tuple[Envir
         )
     scaled = [Trajectory(t.observations, actions.from_environment(t.actions), t.rewards) for t in trajectories]
     steps = steps or env.spec.max_episode_steps or max(map(len, trajectories))
-    steps = max(steps, max(map(len, trajectories)))
     best = max(t.total for t in trajectories)
     reference = d4rl.reference(name) or d4rl.Reference(0.0, best)
     about = describe(name, steps, scaled, reference.random, reference.expert, best)
@@ -105,8 +108,11 @@ def from_d4rl(file: Path, name: str, steps: int | None) -> dict[str, tuple[Envir
     return {task: (about, scaled)}
 
 
-def build_model(environments: list[Environment], action_numbers: int) -> DecisionTransformerModel:
-    """The untrained model. Its inner position embedding is one row: `forward` feeds zero position ids alone."""
+def build_model(environments: list[Environment], action_numbers: int, longest: int) -> DecisionTransformerModel:
+    """The untrained model; longest: steps of an episode that it can tell apart.
+
+    Its inner position embedding is one row: `forward` feeds zero position ids alone.
+    """
     return DecisionTransformerModel(
         DecisionTransformerConfig(
             state_dim=max(about.state_at + len(about.mean) for about in environments),
@@ -115,7 +121,7 @@ def build_model(environments: list[Environment], action_numbers: int) -> Decisio
             n_layer=LAYERS,
             n_head=HEADS,
             n_positions=1,
-            max_ep_len=max(about.steps for about in environments),
+            max_ep_len=longest,
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
@@ -126,7 +132,10 @@ def build_model(environments: list[Environment], action_numbers: int) -> Decisio
 
 
 class Windows:
-    """Windows of a few steps at any place of any episode, as batches of tensors; short episodes end in zeros."""
+    """Windows of a few steps at any place of any episode, as batches of tensors; short episodes end in zeros.
+
+    Half of them begin in an episode's first 35 %: how it begins is harder, and seen less often, than how it goes on.
+    """
 
     def __init__(self, found: list[tuple[Environment, list[Trajectory]]], config: DecisionTransformerConfig) -> None:
         self.found = found
@@ -144,7 +153,7 @@ class Windows:
         for row in range(rows):
             about, trajectories = self.found[row % len(self.found)]
             episode = trajectories[rng.integers(len(trajectories))]
-            first = int(rng.integers(max(len(episode) - window, 0) + 1))
+            first = int((max(len(episode) - window, 0) + 1) * rng.random() ** 1.5)
             span = slice(first, min(first + window, len(episode)))
             length = span.stop - span.start
             state = slice(about.state_at, about.state_at + len(about.mean))
@@ -204,10 +213,10 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m workers.pretrain_control", description="Train the control model.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of policies, noise, weights and batches")
-    parser.add_argument("--episodes", type=int, default=300, help="trajectories of each environment to collect")
-    parser.add_argument("--rows", type=int, default=64, help="windows in a batch")
+    parser.add_argument("--episodes", type=int, default=400, help="trajectories of each environment to collect")
+    parser.add_argument("--rows", type=int, default=32, help="windows in a batch")
     parser.add_argument("--window", type=int, default=20, help="steps in a window, three tokens each")
     parser.add_argument("--d4rl", type=Path, help="train on this HDF5 file of D4RL instead")
     parser.add_argument("--env", help="with --d4rl: gymnasium's name of the environment, such as Hopper-v5")
@@ -235,7 +244,8 @@ def _run(chosen: argparse.Namespace) -> int:
         found = from_d4rl(chosen.d4rl, chosen.env, chosen.limit)
     environments = {name: about for name, (about, _) in found.items()}
     act_dim = max(about.action_at + episodes[0].actions.shape[1] for about, episodes in found.values())
-    model = build_model(list(environments.values()), act_dim)
+    longest = max(max(about.steps, *map(len, episodes)) for about, episodes in found.values())
+    model = build_model(list(environments.values()), act_dim, longest)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     train(model, Windows(list(found.values()), model.config), chosen.steps, chosen.rows, chosen.window, chosen.seed)
     decision.save(model, environments, chosen.out)

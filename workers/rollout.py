@@ -61,7 +61,7 @@ def roll_out(
     done, step = None, 0
     while alive:
         here = [rows[i] for i in alive]
-        to_go = [(row.about.target - row.total) / row.about.scale for row in here]
+        to_go = [row.about.to_go(row.total) for row in here]
         tokens = embed(
             model,
             step,
@@ -119,7 +119,7 @@ def roll_out_short(
     lived: list[Lived | None] = [None] * len(rows)
     alive = list(range(len(rows)))
     seen = [[row.reset(seed)] for row, seed in zip(rows, seeds, strict=True)]
-    asked = [[row.about.target / row.about.scale] for row in rows]
+    asked = [[row.about.to_go(0.0)] for row in rows]
     history: list[list[np.ndarray]] = [[] for _ in rows]
     step = 0
     while alive:
@@ -140,7 +140,7 @@ def roll_out_short(
             action = row.actions.settled(chosen[at, start : start + row.actions.width])
             history[i].append(action)
             seen[i].append(row.step(action))
-            asked[i].append((row.about.target - row.total) / row.about.scale)
+            asked[i].append(row.about.to_go(row.total))
             if row.over:
                 lived[i] = Lived(row.total, row.steps, [1.0] * config.n_layer, np.array(history[i]))
         alive = [i for i in alive if lived[i] is None]

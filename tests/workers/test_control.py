@@ -26,7 +26,7 @@ STEPS = 50
 
 def described(name: str, numbers: int, state_at: int, action_at: int) -> Environment:
     return Environment(
-        name, STEPS, -1.0, 1.0, 0.5, 2.0, state_at, action_at, mean=(0.1,) * numbers, std=(0.9,) * numbers
+        name, STEPS, -1.0, 1.0, 0.5, 2.0, -9.0, 9.0, state_at, action_at, mean=(0.1,) * numbers, std=(0.9,) * numbers
     )
 
 
@@ -42,7 +42,7 @@ ROWS = ["pendulum", "cartpole", "swimmer", "cartpole", "cartpole", "pendulum"]
 @pytest.fixture(scope="module")
 def untrained() -> DecisionTransformerModel:
     torch.manual_seed(0)
-    model = build_model(list(ENVIRONMENTS.values()), action_numbers=5).eval()
+    model = build_model(list(ENVIRONMENTS.values()), action_numbers=5, longest=STEPS).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 2:
@@ -68,7 +68,7 @@ def replayed(model, name: str, seed: int, actions: np.ndarray) -> np.ndarray:
     state = simulation.reset(seed)
     for step, action in enumerate(actions):
         states[0, step, about.state_at : about.state_at + len(state)] = torch.from_numpy(state)
-        to_go[0, step] = (about.target - simulation.total) / about.scale
+        to_go[0, step] = min(max(about.target - simulation.total, about.lowest), about.highest) / about.scale
         done[0, step, about.action_at : about.action_at + len(action)] = torch.from_numpy(action)
         state = simulation.step(action)
     assert simulation.over
