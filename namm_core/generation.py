@@ -48,16 +48,12 @@ def answer(
     first, mask = prefill(model, prompts, past)
     kept = [[1.0] * len(past.layers)] * rows if cache is None else cache.kept_fractions()
     wanted = torch.nn.utils.rnn.pad_sequence(references, batch_first=True).to(model.device)
-    forced = wanted if wanted.shape[1] > 1 else None
-    scored, _ = _decode(model, _fork(past), first, mask, lengths, wanted.shape[1], forced, ())
+    scored = _forced(model, _fork(past), first, mask, lengths, wanted)
     chosen = scored.log_softmax(-1).gather(-1, wanted[..., None])[..., 0].double().cpu()
-    _, greedy = _decode(model, past, first, mask, lengths, max_new_tokens, None, stop)
-    answers = []
-    for i, reference in enumerate(references):
-        tokens = greedy[i].tolist()
-        cut = next((n for n, token in enumerate(tokens) if token in stop), len(tokens))
-        answers.append(Answer(tokens[:cut], float(chosen[i, : len(reference)].mean()), kept[i]))
-    return answers
+    greedy = _greedy(model, past, first, mask, lengths, max_new_tokens, stop)
+    return [
+        Answer(greedy[i], float(chosen[i, : len(reference)].mean()), kept[i]) for i, reference in enumerate(references)
+    ]
 
 
 def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache) -> tuple[Tensor, Tensor]:
@@ -97,38 +93,60 @@ def _samples(prompts: list[Tensor]) -> int:
     return rows
 
 
-def _decode(
+def _forced(
+    model: PreTrainedModel, past: Cache, logits: Tensor, mask: Tensor, lengths: Tensor, wanted: Tensor
+) -> Tensor:
+    """Logits (rows, steps, vocabulary) of every row along `wanted` (rows, steps); logits: those of the first step."""
+    found = [logits]
+    for step in range(wanted.shape[1] - 1):
+        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
+        found.append(_next(model, past, wanted[:, step], mask, lengths + step))
+    return torch.stack(found, dim=1)
+
+
+def _greedy(
     model: PreTrainedModel,
     past: Cache,
     logits: Tensor,
     mask: Tensor,
     lengths: Tensor,
     steps: int,
-    forced: Tensor | None,
     stop: tuple[int, ...],
-) -> tuple[Tensor, Tensor]:
-    """Continues every row for up to `steps` tokens, greedily or along `forced` (rows, steps).
+) -> list[list[int]]:
+    """Each row's likeliest tokens, up to `steps`, without the token that stops it; logits: those of the first step.
 
-    Returns the logits (rows, done, vocabulary) and the tokens (rows, done).
+    Rows that have stopped leave the batch as soon as they are half of it, since moving the others costs something too.
     """
-    all_logits, tokens = [logits], []
-    over = torch.zeros(len(logits), dtype=torch.bool)
+    rows: list[list[int]] = [[] for _ in lengths]
+    here = torch.arange(len(rows))  # which rows are still in the batch
+    over = torch.zeros(len(rows), dtype=torch.bool)  # of these, which have stopped
     for step in range(steps):
-        token = all_logits[-1].argmax(-1) if forced is None else forced[:, step]
-        tokens.append(token)
+        token = logits.argmax(-1)
         over |= torch.isin(token.cpu(), torch.tensor(stop, dtype=torch.int64))
+        for row, new in zip(here[~over].tolist(), token.cpu()[~over].tolist(), strict=True):
+            rows[row].append(new)
         if step + 1 == steps or bool(over.all()):
             break
+        if int(over.sum()) * 2 >= len(over):
+            left = torch.nonzero(~over)[:, 0]
+            past.batch_select_indices(left.to(model.device))
+            token, mask, lengths = token[left.to(token.device)], mask[left], lengths[left]
+            here, over = here[left], over[left]
         mask = torch.nn.functional.pad(mask, (0, 1), value=True)
-        out = model(
-            token[:, None],
-            attention_mask=mask.to(model.device),
-            position_ids=(lengths + step)[:, None].to(model.device),
-            past_key_values=past,
-            use_cache=True,
-        )
-        all_logits.append(out.logits[:, -1].float())
-    return torch.stack(all_logits, dim=1), torch.stack(tokens, dim=1)
+        logits = _next(model, past, token, mask, lengths + step)
+    return rows
+
+
+def _next(model: PreTrainedModel, past: Cache, token: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    """Logits (rows, vocabulary) behind one more token (rows,) at `positions` (rows,)."""
+    out = model(
+        token[:, None],
+        attention_mask=mask.to(model.device),
+        position_ids=positions[:, None].to(model.device),
+        past_key_values=past,
+        use_cache=True,
+    )
+    return out.logits[:, -1].float()
 
 
 def _fork(past: Cache) -> Cache:

@@ -49,7 +49,8 @@ def draw(points: Sequence[Mapping], path: str | Path, title: str) -> None:
     note = f"{full['samples']} samples; bars, side by side: 95 % interval of the paired difference to the full cache"
     if any(point["policy"] == "namm" for point in points):
         note += "; large mark: the NAMM as it is"
-    _save(figure, note, path)
+    figure.supxlabel(note, fontsize=9, color="#505050", x=0.01, ha="left")
+    _save(figure, path)
 
 
 def draw_panels(panels: Mapping[str, Sequence[Mapping]], path: str | Path) -> None:
@@ -60,11 +61,11 @@ def draw_panels(panels: Mapping[str, Sequence[Mapping]], path: str | Path) -> No
         full = _panel(axes, points, styles, title)
         axes.set_xlabel(f"kept fraction of the KV cache ({full['samples']} samples)")
     figure.axes[0].set_ylabel("score on held-out samples (mean over tasks)")
-    names = [Line2D([], [], label=_label(name), **style) for name, style in styles.items() if name != "oracle"]
-    figure.legend(handles=names, loc="outside lower center", ncols=min(5 * len(panels) // 2 + 1, 6), frameon=False)
-    _save(
-        figure, "bars: 95 % interval of the paired difference to the full cache; large mark: size its own affair", path
-    )
+    names = [Line2D([], [], label=_label(name), **{**style, "ms": 6}) for name, style in styles.items()]
+    note = "bars: 95 % interval of the paired difference to the full cache; large mark: a memory as it is"
+    columns = min(5 * len(panels) // 2 + 1, 6)
+    figure.legend(handles=names, title=note, loc="outside lower center", ncols=columns, frameon=False)
+    _save(figure, path)
 
 
 def _panel(axes: Axes, points: Sequence[Mapping], styles: Mapping[str, dict], title: str) -> Mapping:
@@ -78,7 +79,7 @@ def _panel(axes: Axes, points: Sequence[Mapping], styles: Mapping[str, dict], ti
         # Bars of one size stand side by side, or they would hide each other.
         _curve(axes, curve, style, aside=(number - (len(styles) - 1) / 2) * BARS_APART)
     widest = max((p["kept"] for p in points if p["policy"] not in UNBUDGETED), default=1.0)
-    axes.set_xlim(0.0, min(widest + 0.03, 1.0))
+    axes.set_xlim(0.0, min(widest + 0.03, 1.015))
     scores = [point["score"] for point in points]
     room = max(0.07 * (max(scores) - min(scores)), 0.02)
     axes.set_ylim(min(scores) - room, max(scores) + room)
@@ -93,8 +94,7 @@ def _panel(axes: Axes, points: Sequence[Mapping], styles: Mapping[str, dict], ti
     return full
 
 
-def _save(figure: Figure, note: str, path: str | Path) -> None:
-    figure.supxlabel(note, fontsize=9, color="#505050", x=0.01, ha="left")
+def _save(figure: Figure, path: str | Path) -> None:
     FigureCanvasAgg(figure)
     figure.savefig(path, format="png", dpi=DPI, facecolor="white")
 

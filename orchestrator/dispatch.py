@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,8 @@ DEATHS = 10
 """Workers that may die with an evaluation in hand before it is taken for the cause, and the job stops."""
 QUARANTINED_AT_MOST = 100
 """Samples that may fail before something else must be wrong."""
+PREPARED_TOGETHER = 8
+"""Prompts that a worker renders in one call."""
 SAY_SO_AFTER = 30.0
 """Seconds without a worker before that is said."""
 
@@ -110,20 +113,46 @@ class Dispatcher:
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Calls a method of one worker's evaluator; another worker is asked when it is lost on the way."""
+        return self.ask_each(method, [arguments])[0]
+
+    def ask_each(
+        self, method: str, arguments: Sequence[tuple], progress: Callable[[int], None] = lambda done: None
+    ) -> list:
+        """What a method of the evaluators returns for each of the arguments, shared among the workers.
+
+        progress: called with the number of answers that arrived.
+        """
         self._stuck_since = None
-        for _ in range(DEATHS):
-            while not (idle := self._schedule.idle()):
-                self._step()
-            number = self.fleet.send(idle[0], "ask", method, *arguments)
-            call = self._schedule.sent(number, idle[0], [], self.spec.timeout)
-            while not call.over:
-                self._step()
-            answer = self._answers.pop(number, None)
-            if isinstance(answer, Raised):
-                raise answer.error
-            if answer is not None:
-                return answer.value
-        raise WorkFailed(f"{DEATHS} workers died over {method!r}: look at the Ray logs, then --resume")
+        waiting, answers, lost = deque(range(len(arguments))), {}, Counter()
+        asked: dict[int, tuple[int, Call]] = {}
+        while len(answers) < len(arguments):
+            for worker in self._schedule.idle()[: len(waiting)]:
+                at = waiting.popleft()
+                number = self.fleet.send(worker, "ask", method, *arguments[at])
+                asked[number] = at, self._schedule.sent(number, worker, [], self.spec.timeout)
+            self._step()
+            for number in [number for number, (_, call) in asked.items() if call.over]:
+                at, _ = asked.pop(number)
+                answer = self._answers.pop(number, None)
+                if isinstance(answer, Raised):
+                    raise answer.error
+                if answer is None:
+                    lost[at] += 1
+                    if lost[at] >= DEATHS:
+                        raise WorkFailed(f"{DEATHS} workers died over {method!r}: look at the Ray logs, then --resume")
+                    waiting.appendleft(at)
+                else:
+                    answers[at] = answer.value
+                    progress(1)
+        return [answers[at] for at in range(len(arguments))]
+
+    def prepare(self, samples: Sequence[SampleRef], progress: Callable[[int], None] = lambda done: None) -> None:
+        """Renders and tokenises prompts on all workers, for all workers: each is made once in a cluster.
+
+        progress: called with the number of prompts that are ready.
+        """
+        parts = [(list(samples[at : at + PREPARED_TOGETHER]),) for at in range(0, len(samples), PREPARED_TOGETHER)]
+        self.cost.misses += sum(self.ask_each("prepare", parts, lambda done: progress(done * PREPARED_TOGETHER)))
 
     def wait_for(self, workers: int) -> None:
         """Waits until so many workers are ready."""

@@ -106,6 +106,14 @@ class Display:
         if record["ended"] == "job":
             self.stop()
 
+    def preparing(self, done: int, of: int) -> None:
+        """Prompts that are ready."""
+        self._stage("rendering and tokenising prompts")
+        self._show(f"{'prompts':>12} {_bar(done, of)} {done}/{of}")
+        if done == of:
+            self.stop()
+            self._title = ""
+
     def fitting(self) -> None:
         """The memory is being brought to its size."""
         self.console.print("[dim]bringing the memory to its size, on validation samples ...[/dim]")

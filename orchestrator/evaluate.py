@@ -123,6 +123,8 @@ def _run(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     started, job, dispatcher = time.monotonic(), spec.job, place.dispatcher
     samples = evaluation.held_out_samples(job.kinds, spec.samples)
+    validation = evaluation.held_out_samples(job.kinds, spec.validation, "validation")
+    workplace.prepare(dispatcher, [*samples, *validation], display)
     if ANEW in spec.policies:
         anew = workplace.statistics(job, dispatcher, display)
         memories = {**memories, ANEW: dataclasses.replace(memories["namm"], statistics=anew)}

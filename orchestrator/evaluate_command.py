@@ -24,7 +24,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the file's")
     parser.add_argument("--namm", help="folder or Hub id of a saved NAMM; default: the run's own")
     parser.add_argument("--model", help="another model, folder or Hub id (further settings: model.dtype=...)")
-    parser.add_argument("--policies", type=_names, help="comma-separated; default: all that there are")
+    parser.add_argument("--policies", type=names, help="comma-separated; default: all that there are")
     listed = ",".join(f"{budget:g}" for budget in BUDGETS)
     parser.add_argument("--budgets", type=fractions, help=f"kept fractions, comma-separated ({listed})")
     parser.add_argument("--samples", type=int, help="held-out samples over all kinds of task (200)")
@@ -110,13 +110,14 @@ def _read(path: Path) -> EvaluateSpec:
     return from_mapping(EvaluateSpec, plain, str(path))
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
     return tuple(name for name in text.replace(" ", "").split(",") if name)
 
 
 def fractions(text: str) -> tuple[float, ...]:
     """Kept fractions from `0.1,0.2`; argparse's own error where they are none."""
     try:
-        return tuple(float(part) for part in _names(text))
+        return tuple(float(part) for part in names(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} are no fractions: write them as 0.1,0.2,0.5") from None

@@ -54,6 +54,8 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirr
             _export(policy, job, folder / "stages" / entry["name"] / name)
 
     size = load_tasks(job.tasks).size
+    held_out = evaluation.held_out_samples(job.kinds, job.evaluation.samples)
+    workplace.prepare(dispatcher, [*validation_samples(job, size=size), *held_out], display)
     statistics = workplace.statistics(job, dispatcher, display, size)
     display.start(job, dispatcher.fleet.wanted)
     for record in journal.told[: job.generations]:
@@ -67,8 +69,7 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirr
     display.fitting()
     best, fit = evaluation.fit_size(dispatcher.evaluate, outcome.best, validation, job.evaluation.kept_at_most)
     _export(best, job, folder / "namm")
-    samples = evaluation.held_out_samples(job.kinds, job.evaluation.samples)
-    records = evaluation.compare(dispatcher.evaluate, best, job.evaluation.policies, samples, display.comparison)
+    records = evaluation.compare(dispatcher.evaluate, best, job.evaluation.policies, held_out, display.comparison)
     files.write_lines(folder / "samples.jsonl", records)
     result = report.summarise(
         records,
@@ -92,7 +93,7 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirr
     )
     files.write_json(folder / "result.json", result)
     _export(best, job, folder / "namm", card.text(job, result))
-    draw(folder, history, dispatcher, best, samples)
+    draw(folder, history, dispatcher, best, held_out)
     for path in [*sorted(folder.glob("*.png")), folder / "result.json", folder / "samples.jsonl"]:
         tracker.artifact(path)
     tracker.artifact(folder / "namm", "namm")

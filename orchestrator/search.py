@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,6 +21,8 @@ from cma.sigma_adaptation import CMAAdaptSigmaCSA
 
 Variant = Literal["diagonal", "isotropic", "full"]
 FEWEST_TO_RANK = 3  # pycma updates from no fewer
+RARELY = 10
+"""Generations between two decompositions of a full covariance from which one that is a generation old will do."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Search:
         self.config = config
         self.generation = 0
         """Generations told so far."""
-        self.strategy = cma.CMAEvolutionStrategy(start, float(config.sigma0), self._options(len(start)))
+        self.strategy = _Strategy(start, float(config.sigma0), self._options(len(start)))
         """The pycma object, to look at; it must not be asked or told but through this class."""
         self._weights_of_all = self.strategy.sp.weights = self._weights(config.population)
         self._asked: np.ndarray | None = None
@@ -133,7 +136,9 @@ class Search:
             # The same weights over fewer candidates, and a mean that moves in proportion to their number.
             parameters.weights = self._weights(told)
             parameters.cmean = told / self.config.population
-        self.strategy.tell(list(ranked), list(range(told)))  # pycma minimises: the best has rank 0
+        # pycma minimises: the best has rank 0. Points that lie far out it would draw in, which the paper does not.
+        check = {"check_points": False} if self.config.variant == "full" else {}
+        self.strategy.tell(list(ranked), list(range(told)), **check)
         parameters.weights, parameters.cmean = self._weights_of_all, 1.0
 
     def _weights(self, told: int) -> RecombinationWeights:
@@ -214,19 +219,91 @@ def _paper_rates(dimension: int, mu_eff: float) -> dict[str, float]:
     return {"c1": c1, "cmu": cmu}
 
 
+class _Strategy(cma.CMAEvolutionStrategy):
+    """pycma's, that does not copy a covariance which is still being learnt: it is the sampler's, `sm.C`."""
+
+    def _updateBDfromSM(self, sm_: GaussFullSampler | None = None) -> None:
+        sampler = self.sm if sm_ is None else sm_
+        if not isinstance(sampler, _PaperCovariance):
+            super()._updateBDfromSM(sm_)
+            return
+        self.B, self.D, self.dC = sampler.B, sampler.D, sampler.variances
+
+
 class _PaperCovariance(GaussFullSampler):
-    """Full covariance that starts at exactly I (pycma's: within 1e-4), with the paper's learning rates."""
+    """Full covariance that starts at exactly I (pycma's: within 1e-4), with the paper's learning rates.
+
+    It learns in a thread of its own, while candidates are evaluated. In many dimensions, where it is decomposed
+    anew only every so many generations, that too is done meanwhile, from what was learnt one generation before.
+    """
 
     def __init__(self, dimension: np.ndarray, **options) -> None:
+        self._aside = ThreadPoolExecutor(1)  # one thread: what is handed in is done in that order
+        self._learning: Future | None = None
+        self._decomposing: Future[tuple[np.ndarray, np.ndarray]] | None = None
         super().__init__(dimension, **options)
         self.C = np.eye(self.dimension)
         self.B = np.eye(self.dimension)
         self.D = np.ones(self.dimension)
 
+    @property
+    def C(self) -> np.ndarray:
+        """(N, N) the covariance matrix, with all that was told."""
+        if self._learning is not None:
+            self._learning.result()
+        return self._covariance
+
+    @C.setter
+    def C(self, value: np.ndarray) -> None:
+        self._covariance, self._variances = value, value.diagonal().copy()
+
+    @property
+    def variances(self) -> np.ndarray:
+        """(N,) the diagonal of C, which need not be waited for."""
+        return self._variances
+
     def parameters(self, mueff: float | None = None, lam: int | None = None) -> dict[str, float]:
         if mueff is not None:
             self._parameters = _paper_rates(self.dimension, mueff)
         return self._parameters
+
+    def update(self, vectors: list, weights: list, c1_times_delta_hsigma: float = 0) -> None:
+        """As pycma's, the sum of products aside."""
+        vectors, weights = np.asarray(vectors), np.array(weights)
+        decay = 1 + c1_times_delta_hsigma - sum(weights)
+        against = weights < 0
+        norms = np.linalg.norm(vectors[against] @ self.B / self.D, axis=1)
+        weights[against] *= self.dimension / (norms + 1e-9) ** 2
+        self._variances = decay * self._variances + weights @ vectors**2
+        self._learning = self._aside.submit(self._learn, vectors, weights, decay)
+        self.count_tell += 1
+
+    def sample(self, number: int, *args, **kwargs) -> np.ndarray:
+        drawn = super().sample(number, *args, **kwargs)
+        due_next = self.count_tell + 1 >= self.last_update + self.lazy_update_gap
+        if due_next and self.lazy_update_gap >= RARELY and self._decomposing is None:
+            self._decomposing = self._aside.submit(self._decomposed)
+        return drawn
+
+    def _decompose_C(self) -> None:
+        if self._decomposing is None:
+            super()._decompose_C()
+            return
+        squares, vectors = self._decomposing.result()
+        self._decomposing = None
+        if squares[0] <= 0:
+            super()._decompose_C()  # which knows what to do
+            return
+        self.B, self.D = vectors, np.sqrt(squares)
+        self.count_eigen += 1
+
+    def _learn(self, vectors: np.ndarray, weights: np.ndarray, decay: float) -> None:
+        self._covariance *= decay
+        self._covariance += np.dot(weights * vectors.T, vectors)
+
+    def _decomposed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues, ascending, and eigenvectors, of what has been learnt by now."""
+        return self.eigenmethod((self._covariance + self._covariance.T) / 2)
 
 
 class _PaperStepSize(CMAAdaptSigmaCSA):

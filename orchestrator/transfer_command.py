@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator import evaluate, spec
 from orchestrator.evaluate import ANEW, EvaluateSpec
+from orchestrator.evaluate_command import fractions, names
 from orchestrator.workplace import RUNS
 from workers.tasks.source import load_tasks
 
@@ -40,6 +41,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     known = ", ".join(KNOWN)
     parser.add_argument("--to", nargs="+", default=list(KNOWN), help=f"targets: {known} (all), or job files (YAML)")
+    parser.add_argument("--policies", type=names, help="comma-separated; default: all that there are")
     listed = ",".join(f"{budget:g}" for budget in BUDGETS)
     parser.add_argument("--budgets", help=f"kept fractions besides the NAMM's own, comma-separated, or none ({listed})")
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"held-out samples of each target ({SAMPLES})")
@@ -53,15 +55,15 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def asked_for(options: argparse.Namespace) -> dict[str, EvaluateSpec]:
     """What is to be done on each target. Raises ValueError, one line."""
-    from orchestrator.evaluate_command import fractions
-
     namm = str(Path(options.namm).absolute()) if Path(options.namm).is_dir() else options.namm
     if options.budgets is None:
         budgets = BUDGETS
     else:
         budgets = () if options.budgets == "none" else fractions(options.budgets)
     aims = {}
-    for name in options.to:
+    words = [word for words in options.to for word in names(words)]
+    overrides = [*options.overrides, *(word for word in words if "=" in word)]  # settings may stand behind --to
+    for name in (word for word in words if "=" not in word):
         known = KNOWN.get(name)
         if known is None and Path(name).suffix not in (".yaml", ".yml"):
             raise ValueError(f"--to: unknown target {name!r}; known: {', '.join(KNOWN)}, or a job file (YAML)")
@@ -70,9 +72,9 @@ def asked_for(options: argparse.Namespace) -> dict[str, EvaluateSpec]:
             raise ValueError(
                 f"{file} does not exist: call namm transfer in a clone of the repository, or give job files"
             )
-        job = spec.read(file, options.overrides)
-        policies = (*evaluate.known_policies(), ANEW)
-        if not load_tasks(job.tasks).locates:
+        job = spec.read(file, overrides)
+        policies = options.policies or (*evaluate.known_policies(), ANEW)
+        if options.policies is None and not load_tasks(job.tasks).locates:
             policies = tuple(policy for policy in policies if policy != "oracle")
         others = dict(known.others) if known else {}
         sizes = {"budgets": budgets, "samples": options.samples, "validation": options.validation, "timing": 0}

@@ -146,6 +146,18 @@ def statistics(
     return np.array(mean, np.float32), np.array(var, np.float32), count
 
 
+def prepare(dispatcher: Dispatcher, samples: Sequence[SampleRef], display: Display) -> None:
+    """Makes the prompts of all samples ready, on all workers and for all workers, before any is waited for."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done = min(done + more, len(samples))
+        display.preparing(done, len(samples))
+
+    dispatcher.prepare(samples, count)
+
+
 def _prepare(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)

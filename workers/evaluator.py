@@ -108,7 +108,7 @@ class Evaluator:
     def prepare(self, samples: list[SampleRef]) -> int:
         """Renders and tokenises the samples' prompts, which no other worker then has to; returns how many were new."""
         misses = self.prompts.misses
-        for ref in samples:
+        for ref in samples if self.target.stores else ():
             self.target.sample(ref)
         return self.prompts.misses - misses
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from itertools import combinations
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -147,6 +150,35 @@ def test_answers_are_those_of_generate(model):
         expected = torch.cat([first, rest]).log_softmax(-1).gather(-1, reference[:, None]).mean()
         assert got.logprob == pytest.approx(float(expected), abs=1e-4)
         assert got.kept == pytest.approx(kept.tolist())
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_rows_that_have_stopped_leave_the_batch(model, memory):
+    """The tokens of all rows are those of rows that decode alone; the batch shrinks on the way."""
+    prompts = [tokens(1, n, seed=n)[0] for n in (100, 77, 64, 90)]
+    namm = Namm(NammConfig(update_interval=32), thetas(1)[0])
+
+    def answered(rows, stop, sizes=None):
+        handle = model.register_forward_pre_hook(
+            lambda _, args, kwargs: sizes.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
+        )
+        try:
+            with MemoryCache(model, namm) if memory else nullcontext() as cache:
+                found = answer(model, rows, [torch.tensor([3])] * len(rows), cache, 24, stop)
+        finally:
+            handle.remove()
+        return [row.tokens for row in found]
+
+    alone = [answered([prompt], (), [])[0] for prompt in prompts]
+
+    def until(stop):
+        return [row[: min((i for i, token in enumerate(row) if token in stop), default=24)] for row in alone]
+
+    # Two tokens by which half of the rows stop a few steps before the others.
+    stop = max(combinations(range(97), 2), key=lambda stop: -(s := sorted(map(len, until(stop))))[1] + min(s[2], 8))
+    sizes: list[int] = []
+    assert answered(prompts, stop, sizes) == until(stop)
+    assert sizes[0] == 4 and sizes[-1] <= 2
 
 
 def test_the_full_cache_baseline_is_the_stock_model(model):

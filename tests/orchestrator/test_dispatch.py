@@ -225,3 +225,18 @@ def test_a_fleet_that_is_closed_leaves_no_process(start):
     assert before
     dispatcher.fleet.close()
     assert not psutil.wait_procs(before, timeout=20)[1]
+
+
+def test_prompts_are_made_once_and_by_all_workers(cluster, config, expected, tmp_path):
+    """Both workers share them out; one dies, and whoever evaluates in its place still finds every prompt."""
+    with services.private_redis() as url:
+        spec = WorkerSpec(count=2)
+        with closing(RayFleet(replace(config, redis_url=url), spec)) as fleet:
+            dispatcher, seen = Dispatcher(fleet, spec, Journal(tmp_path, "job")), []
+            dispatcher.wait_for(2)
+            workers()[0].kill()
+            dispatcher.prepare(REFS, seen.append)
+            assert len(seen) == 2 and sum(seen) >= len(REFS) == dispatcher.cost.misses
+            dispatcher.wait_for(2)
+            assert dispatcher.evaluate(POLICIES[:1], REFS) == [expected[0]]
+            assert dispatcher.cost.misses == len(REFS) and dispatcher.cost.hits >= 1

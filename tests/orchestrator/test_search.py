@@ -16,6 +16,7 @@ from cma.sigma_adaptation import CMAAdaptSigmaCSA
 from safetensors.numpy import load_file
 
 from namm_core.config import from_mapping
+from orchestrator import search as search_module
 from orchestrator.search import Search, SearchConfig
 
 VARIANTS = ("diagonal", "isotropic", "full")
@@ -338,3 +339,31 @@ def test_fitness_that_teaches_nothing_is_refused():
         search.tell(np.zeros(5))
     search.tell(np.arange(4.0))
     assert search.generation == 1
+
+
+def test_in_many_dimensions_the_covariance_is_decomposed_while_candidates_are_evaluated(monkeypatch):
+    """From what was told one generation before it falls due; told again, to the same bits."""
+    monkeypatch.setattr(search_module, "RARELY", 3)  # of 10, for which it takes 300 dimensions
+
+    def run() -> tuple[list[tuple[int, bool]], bytes]:
+        search, rng, new = (
+            Search(SearchConfig(variant="full", population=4), np.zeros(500)),
+            np.random.default_rng(0),
+            [],
+        )
+        sampler, learnt = search.strategy.sm, [np.eye(100)]
+        assert sampler.lazy_update_gap > 3
+        for generation in range(45):
+            before = sampler.count_eigen
+            candidates = search.ask()
+            if sampler.count_eigen > before:
+                made_of = (sampler.B * sampler.D**2) @ sampler.B.T
+                new.append((generation, bool(np.allclose(made_of, learnt[-2], rtol=0, atol=1e-12))))
+            search.tell(rng.standard_normal(4) - (candidates**2).sum(1))
+            learnt.append(sampler.C.copy())
+            np.testing.assert_allclose(sampler.variances, np.diag(learnt[-1]), rtol=1e-12)
+        return new, search.mean.tobytes()
+
+    new, mean = run()
+    assert len(new) >= 2 and all(right for _, right in new)
+    assert run() == (new, mean)

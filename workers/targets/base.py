@@ -60,6 +60,8 @@ class Target(ABC, Generic[S]):
     of it which has the attention layers."""
     tasks: TaskSet
     """Where samples come from."""
+    stores = False
+    """Whether what `sample` makes goes into the prompt store, where other workers find it."""
 
     @abstractmethod
     def __init__(self, config: EvaluatorConfig, store: PromptStore) -> None: ...

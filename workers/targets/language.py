@@ -29,6 +29,8 @@ RECENT_TOKENS = 2**24
 class Language(Target[Prompt]):
     """A causal language model of transformers."""
 
+    stores = True
+
     def __init__(self, config: EvaluatorConfig, store: PromptStore) -> None:
         self.config = config
         self.tasks = load_tasks(config.tasks)
