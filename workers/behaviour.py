@@ -70,7 +70,7 @@ def find_linear(name: str, steps: int, seed: int, generations: int = 40, populat
 
 SOURCES = {
     "swimmer": Source("Swimmer-v5", 300, lambda seed: find_linear("Swimmer-v5", 300, seed), 0.6, seen=(0, 1, 2)),
-    "pendulum": Source("Pendulum-v1", 300, lambda seed: swing_up, 0.6, seen=(0, 1)),
+    "pendulum": Source("Pendulum-v1", 200, lambda seed: swing_up, 0.6, seen=(0, 1)),
 }
 """What the shipped model is trained on, by name. It sees angles without their speeds, which it has to remember from one
 step to the next: with them, each action would follow from one observation, and no memory could be told from another."""

@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m workers.pretrain_control", description="Train the control model.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of policies, noise, weights and batches")
     parser.add_argument("--episodes", type=int, default=400, help="trajectories of each environment to collect")
     parser.add_argument("--rows", type=int, default=32, help="windows in a batch")
