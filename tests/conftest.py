@@ -28,3 +28,9 @@ def golden() -> Path:
 def small_model() -> Path:
     """Folder of the trained model that this repository ships."""
     return Path(__file__).parent.parent / "models" / "recall-small"
+
+
+@pytest.fixture(scope="session")
+def control_model() -> Path:
+    """Folder of the Decision Transformer that this repository ships."""
+    return Path(__file__).parent.parent / "models" / "control-small"
