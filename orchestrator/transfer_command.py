@@ -19,17 +19,19 @@ class Known:
 
     config: str
     """Job file."""
+    samples: int
+    """Held-out samples that a table is made of."""
     others: dict[str, str] = field(default_factory=dict)
     """Further NAMMs to show beside, by name."""
 
 
 KNOWN = {
-    "language": Known("configs/recall-qwen3.yaml", {"namm-evolved-there": "models/recall-qwen3-namm"}),
-    "video": Known("configs/clips.yaml"),
-    "control": Known("configs/control.yaml"),
+    "language": Known("configs/recall-qwen3.yaml", 70, {"namm-evolved-there": "models/recall-qwen3-namm"}),
+    "video": Known("configs/clips.yaml", 70),
+    "control": Known("configs/control.yaml", 100),
 }
-BUDGETS = (0.25,)
-SAMPLES, VALIDATION = 100, 24
+BUDGETS = (0.5,)
+SAMPLES, VALIDATION = 100, 21
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -44,7 +46,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--policies", type=names, help="comma-separated; default: all that there are")
     listed = ",".join(f"{budget:g}" for budget in BUDGETS)
     parser.add_argument("--budgets", help=f"kept fractions besides the NAMM's own, comma-separated, or none ({listed})")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"held-out samples of each target ({SAMPLES})")
+    shipped = ", ".join(f"{name} {known.samples}" for name, known in KNOWN.items())
+    parser.add_argument("--samples", type=int, help=f"held-out samples of each target ({shipped}; others {SAMPLES})")
     parser.add_argument(
         "--validation", type=int, default=VALIDATION, help=f"samples that sizes are found on ({VALIDATION})"
     )
@@ -77,7 +80,8 @@ def asked_for(options: argparse.Namespace) -> dict[str, EvaluateSpec]:
         if options.policies is None and not load_tasks(job.tasks).locates:
             policies = tuple(policy for policy in policies if policy != "oracle")
         others = dict(known.others) if known else {}
-        sizes = {"budgets": budgets, "samples": options.samples, "validation": options.validation, "timing": 0}
+        samples = options.samples or (known.samples if known else SAMPLES)
+        sizes = {"budgets": budgets, "samples": samples, "validation": options.validation, "timing": 0}
         aims[name if known else file.stem] = EvaluateSpec(job, namm, policies, others=others, **sizes)
     return aims
 
