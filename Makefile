@@ -44,8 +44,9 @@ headline: setup
 model: setup
 	$(BIN)/python -m workers.pretrain --out models/recall-small
 
+# Two at a time: many tests wait for processes of their own. A file's tests stay together, in order.
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # A job killed at from all sides against the same job left alone; within 20 minutes on two cores.
 chaos: setup
