@@ -188,11 +188,11 @@ def work(model: Model, job: Job) -> Work:
     seen = sum(new * columns for new, columns in job.blocks())
     masked = sum(new * (columns if job.end_to_end else new) for new, columns in job.blocks())
     heads, half = model.layers * model.kv_heads, model.bytes < 4
-    # FLOP of backward attention: for each pair of keys, half of which it sees (embeddings and a one, padded to whole
-    # vectors), and of its linear layers for each key.
-    features, size = job.memory.features, job.memory.hidden
-    backward = size + 16 * math.ceil((features + 1) / 16)
-    linear = 2 * features * (2 * size + 2 * features + 1)
+    # FLOP of backward attention: for each pair of keys, half of which it sees (embeddings and a one are queries' mates
+    # and values, padded to whole vectors), and of its two bilinear forms for each key.
+    inner = job.memory.features + 1
+    backward = 2 * 16 * math.ceil(inner / 16)
+    linear = 4 * inner**2
     # Bytes for each (query, key) of a KV head, and for a mask; for each key at an update (what is held is moved,
     # backward attention); for each token (the model's norms and activations).
     of_pair = _pair_bytes(model) + 64  # and the spectrogram

@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import sizing
-from namm_core import MemoryCache, Namm, NammConfig
+from namm_core import MemoryCache, Namm, NammConfig, loops
 from orchestrator.journal import Journal, policy_key
 from workers.prompts import pack
 from workers.tasks.prompt import Prompt
-from workers.unit import PolicySpec, SampleResult
+from workers.unit import PolicySpec, SampleRef, SampleResult
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "operations.md").read_text()
@@ -87,7 +87,8 @@ class Prefill:
                 layer.self_attn.q_proj.weight.data[: len(layer.self_attn.q_proj.weight) // 2] *= 4.0
                 layer.self_attn.k_proj.weight.data *= 10.0
             theta[-26:-18], theta[-18], theta[-1] = 0.0, 100.0, -1.0  # by attention received
-        theta[2400:2464] = 4.0  # equal logits, so large that backward attention takes the kernel that a GPU takes
+        # Logits so large that backward attention takes the kernel that a GPU takes; scores do not depend on them.
+        theta[:2400].view(25, 96)[:, :64] = 4.0
         config = dataclasses.replace(CONFIG, selection="ragged" if ragged else "padded")
         self.namm = Watched(config, theta)
         self.shape = dataclasses.replace(MODEL, bytes=torch.empty(0, dtype=dtype).element_size())
@@ -116,8 +117,10 @@ CASES = {
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
-def prefill(request) -> Prefill:
-    return Prefill(*request.param)
+def prefill(request) -> Iterator[Prefill]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops, "NUMBA", False)  # what a GPU runs
+        yield Prefill(*request.param)
 
 
 def test_what_is_held(prefill):
@@ -183,7 +186,7 @@ def test_the_work(prefill):
     # The counter does not know this CPU's fused kernel.
     fused = heads * 2 * CONFIG.hidden * sum(columns**2 for columns in due)
     rest = rows * (computed.attention + computed.memory) - fused
-    assert rest == pytest.approx(counted["bmm"] + counted["baddbmm"], rel=0.05)
+    assert rest == pytest.approx(counted["bmm"], rel=0.05)
     with Traffic() as traffic:
         prefill.run()
     assert rows * (computed.own_traffic + computed.traffic) == pytest.approx(traffic.bytes, rel=0.2)
@@ -218,7 +221,7 @@ def test_journal_and_prompts(tmp_path):
     line = (journal.path.stat().st_size - before) / len(results)
     assert sizing.journal_bytes(sizing.Model(), len(text)) == pytest.approx(line, rel=0.05)
     ids = np.arange(32_768, dtype=np.int32)
-    prompt = Prompt(ids, ids[:8], ids[:40], (text,), "qa_f1_score", 32)
+    prompt = Prompt(SampleRef("qasper", "train", 0), ids, ids[:8], ids[:40], (text,), "qa_f1_score", 32)
     assert sizing.prompt_bytes(sizing.Job()) == pytest.approx(len(pack("key", prompt.pack())), rel=0.01)
 
 

@@ -23,8 +23,13 @@ from workers import hub
 from workers.config import ModelConfig
 
 
-def check(config: ModelConfig) -> PreTrainedConfig:
+def check(config: ModelConfig) -> None:
     """Raises ValueError, one line, when the model cannot be there or would bring code; fetches no weights."""
+    settings(config)
+
+
+def settings(config: ModelConfig) -> PreTrainedConfig:
+    """The model's own configuration. Raises ValueError as `check` does."""
     folder = _find(config)
     _to_fetch(folder, config)
     return _read(folder, config)[0]

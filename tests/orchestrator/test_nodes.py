@@ -21,6 +21,8 @@ from orchestrator.spec import WorkerSpec
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.unit import PolicySpec, SampleRef
 
+pytestmark = pytest.mark.alone  # Ray's cluster of this process
+
 POLICIES = [PolicySpec("namm", theta) for theta in np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)]
 
 

@@ -66,7 +66,7 @@ class Video(Target[VideoPrompt]):
             raise ValueError("prompt.max_tokens would cut a video in the middle: give fewer frames (tasks.frames)")
         self.config = config
         self.tasks = load_tasks(config.tasks)
-        _check_kind(models.check(config.model), config.model.path)
+        _check_kind(models.settings(config.model), config.model.path)
         self.model, self.tokenizer = models.load(config.model, AutoModelForImageTextToText)
         found = (models.settings_file(config.model, name) for name in PROCESSORS)
         self._processor = next((settings for settings in found if settings), {})
@@ -85,7 +85,7 @@ class Video(Target[VideoPrompt]):
 
     @staticmethod
     def check(config: ModelConfig) -> None:
-        _check_kind(models.check(config), config.path)
+        _check_kind(models.settings(config), config.path)
 
     def sample(self, ref: SampleRef) -> VideoPrompt:
         """The sample's frames and token ids, from this process or made anew. Raises ValueError for other samples."""
