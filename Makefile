@@ -46,8 +46,7 @@ model: setup
 
 # Two at a time, since many tests wait for processes of their own; a file's tests stay together, in order.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? = 5 ]  # 5: none of these was asked for
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # A job killed at from all sides against the same job left alone; within 20 minutes on two cores.
 chaos: setup

@@ -21,14 +21,13 @@ from orchestrator.spec import WorkerSpec
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.unit import PolicySpec, SampleRef
 
-pytestmark = pytest.mark.alone  # Ray's cluster of this process
-
 POLICIES = [PolicySpec("namm", theta) for theta in np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)]
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """A head without room for workers."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # joined by address it would be asked for a token
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         with connected(made.address, "namm-test-nodes"):
