@@ -46,7 +46,7 @@ def test_a_report_over_two_targets(targets, capsys):
         assert set(policies) == {"full", "namm", "streaming", "namm-statistics-anew"}
         assert abs(policies["streaming"]["kept"] - policies["namm"]["kept"]) <= 0.02
         assert {p["level"] for p in entry["points"]} == {None, 0.5, entry["result"]["own_kept"]}
-    (targets / "runs/transfer/transfer.png").read_bytes().startswith(b"\x89PNG")
+    assert (targets / "runs/transfer/transfer.png").read_bytes().startswith(b"\x89PNG")
     text = (targets / "runs/transfer/transfer.md").read_text()
     assert text.count("| `streaming` |") == 2 * 4  # own size of all, sizes, and a point a size
     store = MlflowClient(f"sqlite:///{targets / 'mlflow.db'}")

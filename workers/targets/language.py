@@ -10,7 +10,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from namm_core import MemoryCache
-from namm_core.generation import answer
+from namm_core.generation import Answer, answer
 from workers import models
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.prompts import PromptStore, content_key
@@ -85,12 +85,7 @@ class Language(Target[Prompt]):
             max(p.max_new_tokens for p in rows),
             self._ends,
         )
-        outcomes = []
-        for prompt, got in zip(rows, answers, strict=True):
-            text = self.tokenizer.decode(got.tokens[: prompt.max_new_tokens], skip_special_tokens=True)
-            prediction = cut(text, prompt.stop)
-            outcomes.append(Outcome(self._score(prompt, prediction), got.logprob, got.kept, prediction.strip()))
-        return outcomes
+        return graded(self, rows, answers)
 
     def identity(self, refs: tuple[SampleRef, ...]) -> dict[str, Any]:
         model = self.config.model
@@ -108,7 +103,16 @@ class Language(Target[Prompt]):
     def measure(self, sample: Prompt, cache: Cache | None, tokens: int) -> Timing:
         return measure(self.model, torch.from_numpy(sample.ids).long(), cache, tokens)
 
-    def _score(self, prompt: Prompt, prediction: str) -> float:
+
+def graded(target: Target, prompts: list[Prompt], answers: list[Answer]) -> list[Outcome]:
+    """What the answers to prompts are worth; target: has the `tokenizer` and the `tasks` that they come from."""
+    outcomes = []
+    for prompt, got in zip(prompts, answers, strict=True):
+        text = target.tokenizer.decode(got.tokens[: prompt.max_new_tokens], skip_special_tokens=True)
+        prediction = cut(text, prompt.stop)
         if prompt.metric == OWN_METRIC:
-            return self.tasks.grade(*prompt.ref, prediction)
-        return score(prompt.metric, prediction, list(prompt.answers), prompt.classes or None)
+            value = target.tasks.grade(*prompt.ref, prediction)
+        else:
+            value = score(prompt.metric, prediction, list(prompt.answers), prompt.classes or None)
+        outcomes.append(Outcome(value, got.logprob, got.kept, prediction.strip()))
+    return outcomes

@@ -24,9 +24,8 @@ from workers import models
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.prompts import PromptStore, content_key
 from workers.targets.base import Outcome, Target
-from workers.tasks import OWN_METRIC
-from workers.tasks.metrics import score
-from workers.tasks.prompt import Prompt, cut, tokenise
+from workers.targets.language import graded
+from workers.tasks.prompt import Prompt, tokenise
 from workers.tasks.source import load_tasks
 from workers.tasks.video import MARK, VideoSample
 from workers.timing import Timing, measure
@@ -112,12 +111,7 @@ class Video(Target[VideoPrompt]):
             max(p.max_new_tokens for p in prompts),
             self._ends,
         )
-        outcomes = []
-        for prompt, got in zip(prompts, answers, strict=True):
-            text = self.tokenizer.decode(got.tokens[: prompt.max_new_tokens], skip_special_tokens=True)
-            prediction = cut(text, prompt.stop)
-            outcomes.append(Outcome(self._score(prompt, prediction), got.logprob, got.kept, prediction.strip()))
-        return outcomes
+        return graded(self, prompts, answers)
 
     def identity(self, refs: tuple[SampleRef, ...]) -> dict[str, Any]:
         model = self.config.model
@@ -201,11 +195,6 @@ class Video(Target[VideoPrompt]):
         self._recent_bytes += _nbytes(prompt, embedded)
         while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
             self._recent_bytes -= _nbytes(*self._recent.popitem(last=False)[1])
-
-    def _score(self, prompt: Prompt, prediction: str) -> float:
-        if prompt.metric == OWN_METRIC:
-            return self.tasks.grade(*prompt.ref, prediction)
-        return score(prompt.metric, prediction, list(prompt.answers), prompt.classes or None)
 
 
 @dataclass(frozen=True)
