@@ -125,7 +125,7 @@ def _layer(
 
     layer = MemoryLayer(Namm(), index=0, tiled=False)
     layer.lazy_initialization(random(heads, 0), random(heads, 0))
-    layer.open()
+    layer.open(0)
     layer.keys, layer.values = random(heads, columns), random(heads, columns)
     positions = torch.arange(columns, device=device).expand(rows, heads, columns)
     first = (columns - lengths.to(device)).view(rows, heads, 1)

@@ -98,7 +98,7 @@ def attention_forward(
     scaling = layer.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     real = None if attention_mask is None else attention_mask[:, -tokens:].bool()
     out = query.new_zeros(query.shape[0], tokens, query.shape[1], value.shape[-1])
-    layer.open()
+    layer.open(tokens)
     for block in layer.plan(tokens, real):
         layer.append(block.take(key), block.take(value), block)
         queries = block.take(query)

@@ -18,9 +18,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from namm_core import attention, fused, rotary, support
 from namm_core.blocks import Block, plan
 from namm_core.holding import Held
-from namm_core.packing import gather_keys, packing
+from namm_core.packing import Packing
 from namm_core.policies.base import Policy, View, Watch
-from namm_core.ragged import dense
+from namm_core.room import added, lengthened, roomy
 from namm_core.tiles import Whole
 
 
@@ -111,10 +111,13 @@ class MemoryLayer(CacheLayerMixin):
         """Blocks of a forward call of `tokens` columns; real: (rows, tokens) bool, False for padding."""
         return plan(self.fed, tokens, real, self.policy.update_interval)
 
-    def open(self) -> None:
-        """Makes the layer's content dense, for one forward call."""
+    def open(self, tokens: int) -> None:
+        """Makes the layer's content dense, for one forward call of `tokens` columns."""
         self.keys, self.values, self.positions, self.state, self.ragged = self.held.dense()
         self.widths = self._widths()
+        self._coming = tokens  # columns of this call that are not yet appended
+        self._room, self._roomy = 0, {}  # columns behind keys, values, positions and these tensors of the state
+        self._longest, self._unmeasured = None, self.keys.shape[2]
         self._since = 0
         self._moved = False
 
@@ -122,23 +125,36 @@ class MemoryLayer(CacheLayerMixin):
         """Ends a forward call: stores what is held without the padding."""
         content = (self.keys, self.values, self.positions, self.state, self.ragged)
         if self.stays_open:
-            self.held = Held(*content)
+            self.held = Held(*content)  # with its room
         else:
             self.held = self.held.grown(*content, self._since) if not self._moved else Held.of(*content)
         self.keys = self.values = self.positions = self.state = None
+        self._roomy, self._longest = {}, None
 
     def append(self, keys: Tensor, values: Tensor, block: Block) -> None:
         """Adds a block's keys and values, (rows, kv_heads, new, size), to what is held."""
         rows, heads, new, _ = keys.shape
-        positions = block.positions(keys.device)[:, None].expand(rows, heads, new)
-        self.keys = torch.cat([self.keys, keys], dim=2)
-        self.values = torch.cat([self.values, values], dim=2)
-        self.positions = torch.cat([self.positions, positions], dim=2)
-        self.state = {name: torch.nn.functional.pad(t, (0, new)) for name, t in self.state.items()}
+        if self._room < new or keys.requires_grad:  # what a gradient needs is never written into
+            self._make_room(max(new, min(self._coming, self.positions.shape[2])))
+        self.keys, self.values = added(self.keys, 2, keys), added(self.values, 2, values)
+        self.positions = added(self.positions, 2, block.positions(keys.device)[:, None])
+        self.state = {name: self._blank(name, t, new) for name, t in self.state.items()}
+        self._room -= new
+        self._coming -= new
+        self._unmeasured += new
         self.widths = [width + new for width in self.widths]
         self._since += new
         if not block.alike:
             self._pack(self.positions >= 0)  # blank tokens go in front
+
+    def longest_keys(self) -> Tensor:
+        """(rows * kv_heads,) length of the longest key that each head has held since `open`."""
+        if self._unmeasured:
+            new = self.keys[:, :, self.keys.shape[2] - self._unmeasured :]
+            longest = torch.linalg.vector_norm(new, dim=-1).amax(2).flatten()
+            self._longest = longest if self._longest is None else torch.maximum(self._longest, longest)
+            self._unmeasured = 0
+        return self._longest
 
     def observe(self, weights: Tensor, block: Block) -> None:
         """Shows the policy a block's attention, (rows, kv_heads, new, keys)."""
@@ -166,7 +182,7 @@ class MemoryLayer(CacheLayerMixin):
         self.shared = False
         self.batch_select_indices(torch.arange(len(self.fed)).repeat(candidates))
         self.row = torch.arange(len(self.fed), device=self.row.device) // (len(self.fed) // self.policy.rows)
-        self.open()
+        self.open(0)
         self._forget([True] * len(self.fed))
         self.close()
 
@@ -185,19 +201,32 @@ class MemoryLayer(CacheLayerMixin):
         self._pack(keep & (self.positions >= 0))
 
     def _pack(self, keep: Tensor) -> None:
-        if bool(keep.all()):
+        packing = Packing(keep)
+        if packing.whole:
             self.ragged = False
             return
         self._moved = True
-        index, kept = packing(keep)
-        self.ragged = not bool(kept.all())
-        heads = torch.arange(index.shape[:2].numel(), device=index.device).view(*index.shape[:2], 1)
-        tokens = index + heads * keep.shape[2]
-        self.keys = dense(self.keys.flatten(0, 2), tokens)
-        self.values = dense(self.values.flatten(0, 2), tokens)
-        self.positions = self.positions.gather(2, index).masked_fill_(~kept, -1)
-        self.state = {name: gather_keys(t, index, kept) for name, t in self.state.items()}
-        self.widths = self._widths()
+        self.ragged = packing.ragged
+        room = min(self._coming, self.policy.update_interval)
+        self.keys, self.values = packing.rows(self.keys, room), packing.rows(self.values, room)
+        self.positions = packing.positions(self.positions, room)
+        self.state = {name: packing.columns(t, room) for name, t in self.state.items()}
+        self._room, self._roomy = (room, dict(self.state)) if packing.leaves_room else (0, {})
+        self.widths = self._widths() if packing.counts is None else packing.counts
+
+    def _make_room(self, room: int) -> None:
+        self.keys, self.values = roomy(self.keys, 2, room), roomy(self.values, 2, room)
+        self.positions = roomy(self.positions, 2, room)
+        self.state = {name: roomy(t, 3, room) for name, t in self.state.items()}
+        self._room, self._roomy = room, dict(self.state)
+
+    def _blank(self, name: str, tensor: Tensor, new: int) -> Tensor:
+        """A tensor of the state with `new` columns of zeros behind."""
+        if self._roomy.get(name) is not tensor:  # the policy has made another
+            return torch.nn.functional.pad(tensor, (0, new))
+        longer = self._roomy[name] = lengthened(tensor, 3, new)
+        longer[..., -new:] = 0
+        return longer
 
     def _widths(self) -> list[int]:
         if self.ragged and self.tiled:  # on a GPU it would have to be waited for

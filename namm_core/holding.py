@@ -14,6 +14,7 @@ from torch import Tensor
 
 from namm_core.policies.base import State
 from namm_core.ragged import Ragged, dense
+from namm_core.room import owned
 
 SPARE = 0.02
 """Padding, as a share of what is held, that is not worth storing heads end to end."""
@@ -46,7 +47,8 @@ class Held:
     def of(cls, keys: Tensor, values: Tensor, positions: Tensor, state: State, padded: bool) -> Held:
         """Stores dense tensors, heads of unequal length end to end."""
         if not padded or _wasted(positions) <= SPARE:
-            return cls(keys, values, positions.int(), state, padded)
+            state = {name: owned(t) for name, t in state.items()}
+            return cls(owned(keys), owned(values), positions.int(), state, padded)
         whole = Ragged(positions >= 0)
         flat = whole.pack(positions).int(), {name: whole.pack(t.transpose(2, 3)) for name, t in state.items()}
         old_keys, old_values = whole.pack(keys), whole.pack(values)

@@ -19,7 +19,7 @@ from torch import Tensor
 from namm_core import scorer, sharing
 from namm_core.config import NammConfig, from_mapping
 from namm_core.fused import Attended
-from namm_core.packing import gather_keys, packing
+from namm_core.packing import Packing
 from namm_core.policies.base import State, View, Watch
 from namm_core.spectrogram import Spectrogram
 from namm_core.statistics import FeatureStatistics
@@ -194,10 +194,10 @@ class Namm:
         average = (
             tensors["average"].transpose(2, 3).gather(2, back[..., None].expand(-1, -1, -1, self.config.frequencies))
         )
-        index, kept = packing(keep)
+        packing = Packing(keep)
         after = NammState(
-            sorted_positions.gather(-1, index).masked_fill(~kept, -1),
-            {name: gather_keys(t, index, kept) for name, t in tensors.items()},
+            packing.positions(sorted_positions),
+            {name: packing.columns(t) for name, t in tensors.items()},
             fed + new,
         )
         return NammStep(

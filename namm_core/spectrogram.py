@@ -158,23 +158,33 @@ class _Watch:
 
     def begin(self, heads: slice, first: int) -> None:
         """See `Watch.begin`."""
-        self._heads, self._first = heads, first
-        before = {name: t.flatten(0, 1)[heads, :, first:].transpose(0, 1) for name, t in self._before.items()}
-        # Everything here is a sum over the query group; the mean is taken in the basis.
-        self._recent = torch.cat([before["carried"].float(), before["pending"].float()]) * self._groups
-        self._average = before["average"].contiguous()
+        # Of these heads, (heads, queries or frequencies, keys).
+        self._held = {name: t.flatten(0, 1)[heads, :, first:] for name, t in self._before.items()}
+        self._left = {name: t.flatten(0, 1)[heads, :, first:] for name, t in self._after.items()}
+        self._recent: Tensor | None = None
 
     def show(self, weights: Tensor, scale: Tensor | None) -> None:
         """See `Watch.show`."""
         heads, _, new, keys = weights.shape
-        recent = len(self._recent)
-        signal = weights.new_empty(recent + new, heads, keys)
-        signal[:recent] = self._recent[..., :keys]
+        hop, groups = self._hop, self._groups
+        # Everything here is a sum over the query group; the mean is taken in the basis.
+        if self._recent is None:
+            carried, pending = self._held["carried"][..., :keys], self._held["pending"][..., :keys]
+            recent = hop + pending.shape[1]
+            signal = weights.new_empty(recent + new, heads, keys)
+            torch.mul(carried.transpose(0, 1), groups, out=signal[:hop])
+            if recent > hop:
+                torch.mul(pending.transpose(0, 1), groups, out=signal[hop:recent])
+        else:
+            recent, _, before = self._recent.shape
+            signal = weights.new_empty(recent + new, heads, keys)
+            signal[:recent, :, :before] = self._recent
+            signal[:recent, :, before:] = 0
         sum_of_groups(weights, scale, signal[recent:])
-        frames = (recent + new) // self._hop - 1
+        frames = (recent + new) // hop - 1
         if frames:
             self._transform(signal, frames, weights)
-        self._recent = torch.nn.functional.pad(signal[frames * self._hop :], (0, self._average.shape[2] - keys))
+        self._recent = signal[frames * hop :]
 
     def _transform(self, signal: Tensor, frames: int, room: Tensor) -> None:
         """Adds the magnitudes of `frames` frames; the transforms take the place of `room`, which is in the cache."""
@@ -185,15 +195,14 @@ class _Watch:
         products = frames * self._n_fft * size
         room = room.view(-1)[:products] if room.numel() >= products else room.new_empty(products)
         parts = torch.bmm(basis, cut, out=room.view(frames, self._n_fft, size))
-        add_magnitudes(parts, self._average, self._spectrogram.decay**frames)
+        add_magnitudes(parts, self._left["average"][..., :keys], self._spectrogram.decay**frames)
 
     def end(self) -> None:
         """See `Watch.end`."""
-        after = {name: t.flatten(0, 1)[self._heads, :, self._first :] for name, t in self._after.items()}
-        recent = (self._recent / self._groups).transpose(0, 1)
-        after["average"].copy_(self._average.transpose(0, 1))
-        after["carried"].copy_(recent[:, : self._hop])
-        after["pending"].copy_(recent[:, self._hop :])
+        hop, recent = self._hop, self._recent.transpose(0, 1)
+        torch.mul(recent[:, :hop], 1 / self._groups, out=self._left["carried"])
+        if recent.shape[1] > hop:
+            torch.mul(recent[:, hop:], 1 / self._groups, out=self._left["pending"])
 
     def state(self) -> State:
         """See `Watch.state`."""

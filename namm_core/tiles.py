@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from namm_core.loops import settle
+
 if TYPE_CHECKING:
     from namm_core.blocks import Block
     from namm_core.cache import MemoryLayer
@@ -45,18 +47,18 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, soft
     step = min(new, QUERIES) if layer.tiled else new
     shapes = (step, step), query.dtype, query.device
     room = CACHE // (groups * step * query.element_size()) if layer.tiled else rows * kv_heads * columns
-    bounds = _bounds(queries, layer.keys, softcap) if layer.tiled and query.dtype == torch.float32 else None
+    bounds = _bounds(layer, queries, softcap) if layer.tiled and query.dtype == torch.float32 else None
     for some, width in grouped(layer.widths, room):
         # Where some of these heads may hold nothing; of one tile for all, that is known without waiting for the device.
         blank = columns - (min(layer.widths[some]) if layer.tiled else new)
         first = columns - width
         # Where no weight can overflow, the largest logit need not be found first.
         bounded = bounds is not None and max(bounds[some]) < LARGEST
-        later = _later(bounded, *shapes)
         hidden = None
-        if padding is not None and blank > first:
-            hidden = padding[some, None, first:blank]
-            hidden = (~hidden).to(query.dtype) if bounded else hidden.to(query.dtype) * lowest
+        if bounded:
+            blanks = [width - own for own in layer.widths[some]]
+        elif padding is not None and blank > first:
+            hidden = padding[some, None, first:blank].to(query.dtype) * lowest
         tile = queries.new_empty(groups * step * width * (some.stop - some.start))
         if watch is not None:
             watch.begin(some, first)
@@ -71,15 +73,13 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, soft
             wide = scores.view(-1, groups, stop - start, seen - first)
             if bounded:  # exp(-inf) takes twenty times as long: hidden keys come after it
                 scores.exp_()
-                if hidden is not None:
-                    scores[..., : blank - first] *= hidden
-                wide[..., start - stop :] *= later[: stop - start, : stop - start]
-                scale = scores.sum(-1, keepdim=True).reciprocal_()
-                mixed = torch.bmm(scores, values[some, first:seen]).mul_(scale)
-                weights, scale = wide, scale.view(wide.shape[:3])
+                weights, scale = wide, settle(wide, blanks)
+                mixed = torch.bmm(scores, values[some, first:seen])
+                torch.mul(mixed.view(*scale.shape, -1), scale[..., None], out=out[some, :, start:stop])
             else:
                 if hidden is not None:
                     scores[..., : blank - first] += hidden
+                later = _later(*shapes)
                 wide[..., start - stop :] += later[: stop - start, : stop - start]
                 if scores.dtype == torch.float32:
                     weights = torch.softmax(scores, dim=-1, out=scores)
@@ -87,7 +87,7 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, soft
                     weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
                 mixed = torch.bmm(weights.to(values.dtype), values[some, first:seen])
                 weights, scale = weights.view_as(wide), None
-            out[some, :, start:stop] = mixed.view(-1, groups, stop - start, mixed.shape[-1])
+                out[some, :, start:stop] = mixed.view(-1, groups, stop - start, mixed.shape[-1])
             if watch is not None:
                 watch.show(weights, scale)
         if watch is not None:
@@ -97,19 +97,16 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, soft
     return out.view(rows, heads, new, -1).transpose(1, 2)
 
 
-def _bounds(queries: Tensor, keys: Tensor, softcap: float | None) -> list[float]:
+def _bounds(layer: MemoryLayer, queries: Tensor, softcap: float | None) -> list[float]:
     """What no logit of each head exceeds in magnitude: the product of its longest query and key, or the cap."""
     if softcap is not None:
         return [softcap] * len(queries)
-    longest = [torch.linalg.vector_norm(x, dim=-1).flatten(1).amax(1) for x in (queries, keys.flatten(0, 1))]
-    return (longest[0] * longest[1]).tolist()
+    return (torch.linalg.vector_norm(queries, dim=-1).amax((1, 2)) * layer.longest_keys()).tolist()
 
 
 @functools.lru_cache(maxsize=16)
-def _later(bounded: bool, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Hides keys later than their query: a factor of exponentials, or what is added to logits."""
-    if bounded:
-        return torch.ones(shape, dtype=dtype, device=device).tril_()
+def _later(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to logits to hide keys later than their query."""
     return torch.full(shape, torch.finfo(dtype).min, dtype=dtype, device=device).triu_(1)
 
 
