@@ -115,7 +115,7 @@ class MemoryLayer(CacheLayerMixin):
         """Makes the layer's content dense, for one forward call of `tokens` columns."""
         self.keys, self.values, self.positions, self.state, self.ragged = self.held.dense()
         self.widths = self._widths()
-        self._coming = tokens  # columns of this call that are not yet appended
+        self._coming = tokens  # columns still to be appended, or fewer: rows that are cut apart have blank ones
         self._room, self._roomy = 0, {}  # columns behind keys, values, positions and these tensors of the state
         self._longest, self._unmeasured = None, self.keys.shape[2]
         self._since = 0
@@ -201,17 +201,17 @@ class MemoryLayer(CacheLayerMixin):
         self._pack(keep & (self.positions >= 0))
 
     def _pack(self, keep: Tensor) -> None:
-        packing = Packing(keep)
+        room = max(0, min(self._coming, self.policy.update_interval))
+        packing = Packing(keep, room)
         if packing.whole:
             self.ragged = False
             return
         self._moved = True
         self.ragged = packing.ragged
-        room = min(self._coming, self.policy.update_interval)
-        self.keys, self.values = packing.rows(self.keys, room), packing.rows(self.values, room)
-        self.positions = packing.positions(self.positions, room)
-        self.state = {name: packing.columns(t, room) for name, t in self.state.items()}
-        self._room, self._roomy = (room, dict(self.state)) if packing.leaves_room else (0, {})
+        self.keys, self.values = packing.rows(self.keys), packing.rows(self.values)
+        self.positions = packing.positions(self.positions)
+        self.state = {name: packing.columns(t) for name, t in self.state.items()}
+        self._room, self._roomy = room, dict(self.state)
         self.widths = self._widths() if packing.counts is None else packing.counts
 
     def _make_room(self, room: int) -> None:
