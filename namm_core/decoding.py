@@ -28,19 +28,18 @@ def along(
     """Logits (rows, places, vocabulary) in front of each row's reference and behind its tokens; `past` stays as it is.
 
     logits: (rows, vocabulary), those behind the prompts; mask: (rows, columns) bool, their real tokens; references: per
-    row (tokens,) int64; limits: most greedy tokens of each row. The last token of a reference is fed too where its row
-    may have more tokens. No call is made where `logits` alone score all references. Places beyond a row's own hold
-    anything.
+    row (tokens,) int64; limits: most greedy tokens of each row. The last token of the longest reference is fed only
+    where greedy tokens may follow it. No call is made where `logits` alone score all references. Places behind a row's
+    own hold anything: what shorter references are padded with comes after all that counts.
     """
-    counts = torch.tensor([len(r) for r in references])
-    width = max(len(r) - (len(r) >= limit) for r, limit in zip(references, limits, strict=True))
-    if counts.max() <= 1 or width < 1:
+    longest = max(len(r) for r in references)
+    if longest <= 1:
         return logits[:, None]
-    real = torch.arange(width) < counts[:, None]
+    width = longest - (longest >= max(limits))
     fed = pad_sequence(references, batch_first=True)[:, :width]
     out = model(
         fed.to(model.device),
-        attention_mask=torch.cat([mask, real], dim=1).to(model.device),
+        attention_mask=pad(mask, (0, width), value=True).to(model.device),
         position_ids=(mask.sum(1, keepdim=True) + torch.arange(width)).to(model.device),
         past_key_values=_fork(past),
         use_cache=True,

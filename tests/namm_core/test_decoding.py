@@ -33,7 +33,7 @@ def prompt(length: int) -> Tensor:
 
 
 def namm(rows: list[int]) -> Namm:
-    thetas = 0.1 * torch.randn(3, 4172, generator=torch.Generator().manual_seed(5))
+    thetas = 0.1 * torch.randn(2, 4172, generator=torch.Generator().manual_seed(5))
     return Namm(NammConfig(update_interval=INTERVAL), thetas[rows])
 
 
@@ -98,7 +98,7 @@ def counted(model: PreTrainedModel, *arguments) -> tuple[list[Answer], int]:
 @pytest.mark.parametrize("name", ["stock", "full", "namm", "h2o", "streaming", "snapkv", "expected_attention"])
 def test_answers_are_those_of_one_token_a_call(model, name):
     """Every kind of reference, prompts and references of unequal length in one call, with and without a stop token."""
-    candidates = range(3) if name == "namm" else range(1)
+    candidates = range(2) if name == "namm" else range(1)
     known = {(c, n): plain(model, prompt(n), None, memory(name, [c]))[0] for c in candidates for n in LENGTHS}
     for kind in range(len(variants([1] * LIMIT))):
         rows = [(c, n) for c in candidates for n in LENGTHS]
@@ -123,6 +123,26 @@ def test_every_row_has_its_own_limit(model, name):
     with opened(model, memory(name, [0] * 4)) as cache:
         found = answer(model, [prompt(n) for n in LENGTHS], references, cache, [1, 12, 3, 7])
     assert [got.tokens for got in found] == [known[0][:1], known[1], known[2][:3], known[3][:7]]
+
+
+def test_nothing_is_fed_that_no_answer_needs():
+    """A prompt that leaves a model of learned positions no more room than its answer takes."""
+    model = made("gpt2")
+    fed = prompt(model.config.max_position_embeddings - 2)
+    right = plain(model, fed, None, None, 2)[0]
+    last = answer(model, [fed], [torch.tensor([*right, 5])], None, 3)[0].tokens
+    assert last[:2] == right and len(last) == 3
+    assert answer(model, [fed], [torch.tensor(last)], None, 3)[0].tokens == last
+
+
+@pytest.mark.parametrize("name", ["stock", "namm"])
+def test_prompts_may_be_embeddings(model, name):
+    """As those of models with pictures are; what follows is ids."""
+    right = plain(model, prompt(76), None, memory(name, [0]))[0]
+    for reference in ([*right[:5], other(right[5])], right[:2]):
+        with torch.no_grad(), opened(model, memory(name, [0])) as cache:
+            given = [model.get_input_embeddings()(prompt(76))], [torch.tensor(reference)]
+            assert answer(model, *given, cache, LIMIT)[0].tokens == right
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "gemma3"])
