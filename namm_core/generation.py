@@ -1,11 +1,11 @@
-"""Batched prefill and greedy decoding for evaluation: what a model answers, and how sure it was of the reference.
+"""Batched prefill for evaluation: what a model answers, and how sure it was of the reference.
 
-Rows are independent (candidate, sample) pairs, padded on the right. Knows nothing of tasks or text.
+Rows are independent (candidate, sample) pairs, padded on the right. Knows nothing of tasks or text; what follows the
+prompts is the affair of `namm_core.decoding`.
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from namm_core import decoding
 from namm_core.cache import MemoryCache
 
 AT_ONCE = 4096
@@ -37,25 +38,26 @@ def answer(
     prompts: list[Tensor],
     references: list[Tensor],
     cache: MemoryCache | None,
-    max_new_tokens: int,
+    max_new_tokens: int | list[int],
     stop: tuple[int, ...] = (),
 ) -> list[Answer]:
-    """Prefills all prompts in one call, decodes greedily, and scores the references by teacher forcing.
+    """Reads all prompts, scores the references by teacher forcing, and decodes greedily.
 
     prompts: per row (tokens,) int64, or their embeddings (tokens, size); references: per row (answer tokens,) int64 as
     they follow the prompt; cache: a fresh `MemoryCache`, or None for the stock full cache; max_new_tokens: greedy
-    tokens per row; stop: token ids that end an answer.
+    tokens, the same for all rows or each row's own; stop: token ids that end an answer.
     """
-    rows, lengths = len(prompts), torch.tensor([len(p) for p in prompts])
+    rows = len(prompts)
+    limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else max_new_tokens
     past: Cache = DynamicCache(config=model.config) if cache is None else cache
     first, mask = prefill(model, prompts, past)
     kept = [[1.0] * len(past.layers)] * rows if cache is None else cache.kept_fractions()
-    wanted = torch.nn.utils.rnn.pad_sequence(references, batch_first=True).to(model.device)
-    scored = _forced(model, _fork(past), first, mask, lengths, wanted)
-    chosen = scored.log_softmax(-1).gather(-1, wanted[..., None])[..., 0].double().cpu()
-    greedy = _greedy(model, past, first, mask, lengths, max_new_tokens, stop)
+    scored = decoding.along(model, past, first, mask, references, limits)
+    wanted = torch.nn.utils.rnn.pad_sequence(references, batch_first=True).to(scored.device)
+    sure = scored[:, : wanted.shape[1]].log_softmax(-1).gather(-1, wanted[..., None])[..., 0].double().cpu()
+    greedy = decoding.greedy(model, past, scored, mask, references, limits, stop)
     return [
-        Answer(greedy[i], float(chosen[i, : len(reference)].mean()), kept[i]) for i, reference in enumerate(references)
+        Answer(greedy[i], float(sure[i, : len(reference)].mean()), kept[i]) for i, reference in enumerate(references)
     ]
 
 
@@ -109,66 +111,3 @@ def _samples(prompts: list[Tensor]) -> int:
         if rows % samples == 0 and all(torch.equal(prompts[i], prompts[i - samples]) for i in range(samples, rows)):
             return samples
     return rows
-
-
-def _forced(
-    model: PreTrainedModel, past: Cache, logits: Tensor, mask: Tensor, lengths: Tensor, wanted: Tensor
-) -> Tensor:
-    """Logits (rows, steps, vocabulary) of every row along `wanted` (rows, steps); logits: those of the first step."""
-    found = [logits]
-    for step in range(wanted.shape[1] - 1):
-        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
-        found.append(_next(model, past, wanted[:, step], mask, lengths + step))
-    return torch.stack(found, dim=1)
-
-
-def _greedy(
-    model: PreTrainedModel,
-    past: Cache,
-    logits: Tensor,
-    mask: Tensor,
-    lengths: Tensor,
-    steps: int,
-    stop: tuple[int, ...],
-) -> list[list[int]]:
-    """Each row's likeliest tokens, up to `steps`, without the token that stops it; logits: those of the first step.
-
-    Rows that have stopped leave the batch as soon as they are half of it, since moving the others costs something too.
-    """
-    rows: list[list[int]] = [[] for _ in lengths]
-    here = torch.arange(len(rows))  # which rows are still in the batch
-    over = torch.zeros(len(rows), dtype=torch.bool)  # of these, which have stopped
-    for step in range(steps):
-        token = logits.argmax(-1)
-        over |= torch.isin(token.cpu(), torch.tensor(stop, dtype=torch.int64))
-        for row, new in zip(here[~over].tolist(), token.cpu()[~over].tolist(), strict=True):
-            rows[row].append(new)
-        if step + 1 == steps or bool(over.all()):
-            break
-        if int(over.sum()) * 2 >= len(over):
-            left = torch.nonzero(~over)[:, 0]
-            past.batch_select_indices(left.to(model.device))
-            token, mask, lengths = token[left.to(token.device)], mask[left], lengths[left]
-            here, over = here[left], over[left]
-        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
-        logits = _next(model, past, token, mask, lengths + step)
-    return rows
-
-
-def _next(model: PreTrainedModel, past: Cache, token: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-    """Logits (rows, vocabulary) behind one more token (rows,) at `positions` (rows,)."""
-    out = model(
-        token[:, None],
-        attention_mask=mask.to(model.device),
-        position_ids=positions[:, None].to(model.device),
-        past_key_values=past,
-        use_cache=True,
-    )
-    return out.logits[:, -1].float()
-
-
-def _fork(past: Cache) -> Cache:
-    """A second continuation of the same cache: layers replace their tensors, never write into them."""
-    twin = copy.copy(past)
-    twin.layers = [copy.copy(layer) for layer in past.layers]
-    return twin

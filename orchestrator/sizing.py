@@ -70,7 +70,7 @@ class Job:
     answer: float = 32
     """Tokens decoded greedily; a mean may lie between two whole numbers."""
     reference: int = 8
-    """Tokens of the reference answer, which are fed one by one too."""
+    """Tokens of the reference answer, which are fed in one call."""
     memory: NammConfig = field(default_factory=NammConfig)
 
     def blocks(self) -> Iterator[tuple[int, float]]:
@@ -228,8 +228,8 @@ def _step_bytes(model: Model, job: Job) -> int:
 
 
 def _decode(model: Model, job: Job, of_key: float) -> float:
-    """Bytes moved while answer and reference are fed token by token."""
-    steps = job.answer - 1 + job.reference - 1
+    """Bytes moved while the reference is fed at once and an answer of which it knows nothing token by token."""
+    steps = job.answer - 1 + (job.reference > 1)
     return steps * (model.bytes * model.parameters / job.rows + model.layers * model.kv_heads * job.held * of_key)
 
 

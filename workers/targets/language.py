@@ -82,7 +82,7 @@ class Language(Target[Prompt]):
             [torch.from_numpy(p.ids).long() for p in rows],
             [torch.from_numpy(p.reference).long() for p in rows],
             cache,
-            max(p.max_new_tokens for p in rows),
+            [p.max_new_tokens for p in rows],
             self._ends,
         )
         return graded(self, rows, answers)
@@ -108,7 +108,7 @@ def graded(target: Target, prompts: list[Prompt], answers: list[Answer]) -> list
     """What the answers to prompts are worth; target: has the `tokenizer` and the `tasks` that they come from."""
     outcomes = []
     for prompt, got in zip(prompts, answers, strict=True):
-        text = target.tokenizer.decode(got.tokens[: prompt.max_new_tokens], skip_special_tokens=True)
+        text = target.tokenizer.decode(got.tokens, skip_special_tokens=True)
         prediction = cut(text, prompt.stop)
         if prompt.metric == OWN_METRIC:
             value = target.tasks.grade(*prompt.ref, prediction)

@@ -108,7 +108,7 @@ class Video(Target[VideoPrompt]):
             [self.embedded(row) for row in rows],
             [torch.from_numpy(p.reference).long() for p in prompts],
             cache,
-            max(p.max_new_tokens for p in prompts),
+            [p.max_new_tokens for p in prompts],
             self._ends,
         )
         return graded(self, prompts, answers)
