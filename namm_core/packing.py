@@ -61,7 +61,9 @@ class Packing:
         flat = tensor.flatten(0, 1) if tensor.stride(3) == 1 and step == size else tensor.contiguous().flatten(0, 1)
         if heads > 1:
             pitch = flat.stride(0) // size
-        flat = flat.as_strided(((heads - 1) * pitch + self._shape[2], size), (size, 1))  # room between heads is one of them
+        flat = flat.as_strided(
+            ((heads - 1) * pitch + self._shape[2], size), (size, 1)
+        )  # room between heads is one of them
         tokens = self._tokens_at(pitch)
         return flat.index_select(0, tokens.view(-1)).view(*self._shape[:2], -1, size)[:, :, : self.most]
 
@@ -101,7 +103,9 @@ class Packing:
         of_head, of_row, _ = flat.stride()
         flat = flat.as_strided((sum((n - 1) * s for n, s in zip(flat.shape, flat.stride(), strict=True)) + 1,), (1,))
         target = to.view(plain).flatten(0, 1).numpy()
-        _compiled()[2](flat.numpy(), of_head, of_row, self._shape[2], self._order, self._counts, self.most, target, blank)
+        _compiled()[2](
+            flat.numpy(), of_head, of_row, self._shape[2], self._order, self._counts, self.most, target, blank
+        )
         return to
 
 

@@ -15,8 +15,10 @@ import math
 import torch
 from torch import Tensor
 
+from namm_core import transform
 from namm_core.config import NammConfig
 from namm_core.loops import add_magnitudes, sum_of_groups
+from namm_core.policies.base import Watch
 
 State = dict[str, Tensor]
 """`average` (rows, kv_heads, frequencies, keys); `carried` (rows, kv_heads, hop, keys), the last whole hop of
@@ -63,9 +65,10 @@ class Spectrogram:
             return self._observe_alike(state, attention)
         return self._observe_each(state, attention, phases, counts)
 
-    def watch(self, state: State, fed: int, new: int, groups: int) -> _Watch:
+    def watch(self, state: State, fed: int, new: int, groups: int) -> Watch:
         """Advances the averages by `new` queries tile by tile; writes into `state`. See `policies.base.Watch`."""
-        return _Watch(self, state, new, groups)
+        compiled = transform.serves(self.config.n_fft, state["average"], state["carried"])
+        return (_CompiledWatch if compiled else _Watch)(self, state, new, groups)
 
     def _observe_alike(self, state: State, attention: Tensor) -> State:
         """All rows stand at the same phase of a hop: no row needs a mask."""
@@ -141,6 +144,41 @@ def _basis(config: NammConfig, frames: int, scale: float, device: torch.device) 
     weights = scale * (1 - decay) * decay ** torch.arange(frames - 1, -1, -1, dtype=torch.float64)  # docs/memory.md 4
     basis = torch.cat([torch.cos(angle), torch.sin(angle[1:-1])]) * window
     return (weights[:, None, None] * basis).float().to(device)
+
+
+class _CompiledWatch:
+    """One block's tiles, each in one pass of `namm_core.transform` over what is held."""
+
+    def __init__(self, spectrogram: Spectrogram, state: State, new: int, groups: int) -> None:
+        self._config, self._before = spectrogram.config, state
+        pending, hop = state["pending"], spectrogram.config.hop
+        self._phase = pending.shape[2]
+        self._after = (self._phase + new) % hop
+        rows, heads, _, keys = pending.shape
+        self._aligned = new % hop == 0 and not self._phase  # no query waits for its hop to be full
+        self._pending = pending if self._aligned else pending.new_zeros(rows, heads, hop, keys)
+        self._pending[:, :, : self._phase] = pending
+
+    def begin(self, heads: slice, first: int) -> None:
+        """See `Watch.begin`."""
+        self._at, self._first = self._phase, first
+        tensors = self._before["average"], self._before["carried"], self._pending
+        self._tensors = [t.flatten(0, 1)[heads, :, first:] for t in tensors]
+
+    def show(self, weights: Tensor, scale: Tensor | None) -> None:
+        """See `Watch.show`."""
+        keys = weights.shape[3]
+        average, carried, pending = (t[..., :keys] for t in self._tensors)
+        self._at = transform.advance(self._config, weights, scale, average, carried, pending, self._at)
+
+    def end(self) -> None:
+        """See `Watch.end`."""
+
+    def state(self) -> State:
+        """See `Watch.state`."""
+        return (
+            self._before if self._aligned else {**self._before, "pending": self._pending[:, :, : self._after].clone()}
+        )
 
 
 class _Watch:
