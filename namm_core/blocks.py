@@ -42,9 +42,11 @@ class Block:
 
     def positions(self, device: torch.device) -> Tensor:
         """(rows, new) int64 true positions, -1 for blank tokens."""
+        if self.alike:
+            return torch.arange(self.fed[0], self.fed[0] + self.new, device=device).expand(len(self.fed), -1)
         last = torch.tensor([f + c for f, c in zip(self.fed, self.counts, strict=True)], device=device)
         positions = last[:, None] - self.new + torch.arange(self.new, device=device)
-        return positions if self.alike else positions.masked_fill(~self.valid(device), -1)
+        return positions.masked_fill(~self.valid(device), -1)
 
     def take(self, x: Tensor) -> Tensor:
         """The block's tokens of x (rows, heads, tokens, size)."""

@@ -1,15 +1,15 @@
 """Packing kept columns to the right of a dense tensor: how tokens are forgotten.
 
-On a CPU with numba partly in compiled loops, elsewhere by tensor operations without a loop over heads; the same in every
-bit. Knows nothing of why a column is kept.
+On a CPU with numba partly in compiled loops, elsewhere by tensor operations without a loop over heads; the same in
+every bit. Knows nothing of why a column is kept.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,11 +33,10 @@ class Packing:
         self._loops = loops.NUMBA and keep.device.type == "cpu"
         self._tokens: dict[int, Tensor] = {}
         if self._loops:
-            order = torch.empty(keep.shape[:2].numel(), keep.shape[2], dtype=torch.uint32)
-            counts = torch.empty(len(order), dtype=torch.int64)
-            self._order, self._counts = order.numpy(), counts.numpy()
+            self._order = np.empty((keep.shape[:2].numel(), keep.shape[2]), np.uint32)
+            self._counts = np.empty(len(self._order), np.int64)
             _compiled()[0](keep.flatten(0, 1).numpy(), self._order, self._counts)
-            self.counts = counts.tolist()
+            self.counts = self._counts.tolist()
             self.most, least = max(self.counts), min(self.counts)
             self.ragged, self.whole = least < self.most, least == keep.shape[2]
             return
@@ -56,65 +55,66 @@ class Packing:
 
     def rows(self, tensor: Tensor) -> Tensor:
         """(rows, heads, M, size) of (rows, heads, K, size). Padding means nothing."""
-        size, step, pitch = tensor.shape[3], tensor.stride(2), self._shape[2]
-        heads = self._shape[:2].numel()
-        flat = tensor.flatten(0, 1) if tensor.stride(3) == 1 and step == size else tensor.contiguous().flatten(0, 1)
-        if heads > 1:
-            pitch = flat.stride(0) // size
-        flat = flat.as_strided(
-            ((heads - 1) * pitch + self._shape[2], size), (size, 1)
-        )  # room between heads is one of them
-        tokens = self._tokens_at(pitch)
-        return flat.index_select(0, tokens.view(-1)).view(*self._shape[:2], -1, size)[:, :, : self.most]
+        return self._taken(tensor, tensor.shape[3])[:, :, : self.most]
 
     def positions(self, tensor: Tensor) -> Tensor:
         """(rows, heads, M) of (rows, heads, K) integers; padding is -1."""
-        if self._loops:
-            return self._moved(tensor[:, :, None], -1)[:, :, 0, : self.most]
-        return tensor.gather(2, self._index).masked_fill_(~self._kept, -1)[..., : self.most]
+        taken = self._taken(tensor[..., None], 1)[..., 0]
+        if not self._loops:
+            taken.masked_fill_(~self._kept, -1)
+        elif self.ragged:
+            _compiled()[3](taken.flatten(0, 1).numpy(), self._counts, self.most)
+        return taken[..., : self.most]
 
     def columns(self, tensor: Tensor) -> Tensor:
         """(rows, heads, size, M) of (rows, heads, size, K); padding is zero."""
         if self._loops:
-            return self._moved(tensor, 0)[..., : self.most]
+            return self._moved(tensor)[..., : self.most]
         index = self._index[:, :, None].expand(*tensor.shape[:3], self._index.shape[-1])
         return tensor.gather(-1, index).masked_fill_(~self._kept[:, :, None], 0.0)[..., : self.most]
+
+    def _taken(self, tensor: Tensor, size: int) -> Tensor:
+        """Whole tokens, (rows, heads, M + room, size)."""
+        heads, pitch = self._shape[:2].numel(), self._shape[2]
+        flat = tensor.flatten(0, 1)
+        if flat.stride(1) != size or flat.stride(2) != 1:
+            flat = flat.contiguous()
+        if heads > 1:
+            pitch = flat.stride(0) // size  # the room of the head before is in between
+        axes = 1 if size == 1 else 2  # an axis of one is slow
+        flat = flat.as_strided(((heads - 1) * pitch + self._shape[2], size)[:axes], (size, 1)[:axes])
+        return flat.index_select(0, self._tokens_at(pitch).view(-1)).view(*self._shape[:2], -1, size)
 
     def _tokens_at(self, pitch: int) -> Tensor:
         """Where each column comes from in a tensor whose heads begin `pitch` tokens apart: (rows, heads, M + room)."""
         if pitch not in self._tokens:
             if self._loops:
-                tokens = torch.zeros(len(self._order), self.most + self._room, dtype=torch.int64)
-                _compiled()[1](self._order, self._counts, self.most, pitch, tokens.numpy())
+                tokens = np.zeros((len(self._order), self.most + self._room), np.int64)
+                _compiled()[1](self._order, self._counts, self.most, pitch, tokens)
+                self._tokens[pitch] = torch.from_numpy(tokens)
             else:
                 heads = torch.arange(self._shape[:2].numel(), device=self._index.device).view(*self._shape[:2], 1)
-                tokens = self._index + heads * pitch
-            self._tokens[pitch] = tokens
+                self._tokens[pitch] = self._index + heads * pitch
         return self._tokens[pitch]
 
-    def _moved(self, source: Tensor, blank: int) -> Tensor:
+    def _moved(self, source: Tensor) -> Tensor:
         to = source.new_empty(*source.shape[:3], self.most + self._room)
         if not to.numel():
             return to
         plain = _BITS[source.element_size()]  # numbers are only moved
         flat = source.view(plain).flatten(0, 1)
-        if flat.stride(2) != 1:
-            flat = flat.contiguous()
-        of_head, of_row, _ = flat.stride()
-        flat = flat.as_strided((sum((n - 1) * s for n, s in zip(flat.shape, flat.stride(), strict=True)) + 1,), (1,))
+        flat = flat if flat.stride(2) == 1 else flat.contiguous()
         target = to.view(plain).flatten(0, 1).numpy()
-        _compiled()[2](
-            flat.numpy(), of_head, of_row, self._shape[2], self._order, self._counts, self.most, target, blank
-        )
+        strides = flat.stride()[:2]
+        _compiled()[2](loops.spanned(flat), *strides, self._shape[2], self._order, self._counts, self.most, target)
         return to
 
 
 @functools.cache
-def _compiled() -> tuple[Callable, Callable, Callable]:
+def _compiled() -> tuple[Callable, ...]:
     """The loops of `Packing`; compiled for each kind of number at its first use in a process."""
-    njit = importlib.import_module("numba").njit  # by name: a copy that travels with a memory does without
 
-    @njit(nogil=True)
+    @loops.compiled()
     def order(keep, index, counts):
         for head in range(len(keep)):
             count = 0
@@ -123,7 +123,7 @@ def _compiled() -> tuple[Callable, Callable, Callable]:
                 count += keep[head, column]
             counts[head] = count
 
-    @njit(nogil=True)
+    @loops.compiled()
     def tokens(index, counts, most, pitch, to):
         for head in range(len(to)):
             count = counts[head]
@@ -131,8 +131,8 @@ def _compiled() -> tuple[Callable, Callable, Callable]:
             for i in range(count):
                 place[i] = head * pitch + index[head, i]
 
-    @njit(nogil=True)
-    def move(source, of_head, of_row, keys, index, counts, most, to, blank):
+    @loops.compiled()
+    def move(source, of_head, of_row, keys, index, counts, most, to):
         for head in range(len(to)):
             count = counts[head]
             padding = most - count
@@ -140,8 +140,13 @@ def _compiled() -> tuple[Callable, Callable, Callable]:
             for row in range(to.shape[1]):
                 start = head * of_head + row * of_row
                 before, after = source[start : start + keys], to[head, row, padding:most]
-                to[head, row, :padding] = blank
+                to[head, row, :padding] = 0
                 for i in range(len(kept)):
                     after[i] = before[kept[i]]
 
-    return order, tokens, move
+    @loops.compiled()
+    def blank(positions, counts, most):
+        for head in range(len(counts)):
+            positions[head, : most - counts[head]] = -1
+
+    return order, tokens, move, blank

@@ -9,13 +9,14 @@ how they watch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from namm_core.loops import settle
+from namm_core.loops import compiled, plain
 
 if TYPE_CHECKING:
     from namm_core.blocks import Block
@@ -95,6 +96,46 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, soft
     if watch is not None:
         layer.state = watch.state()
     return out.view(rows, heads, new, -1).transpose(1, 2)
+
+
+def settle(weights: Tensor, blank: list[int]) -> Tensor:
+    """Hides keys in exponentials of logits, weights (heads, groups, queries, keys): they become zero.
+
+    Hidden are each head's first `blank`, and keys later than their query, the last queries and keys being the same
+    tokens. Returns (heads, groups, queries), what the weights must be multiplied by to add up to one.
+    """
+    heads, groups, queries, keys = weights.shape
+    if plain(weights):
+        scale = weights.new_empty(heads, groups, queries)
+        _settling()(weights.numpy(), np.array(blank), scale.numpy())
+        return scale
+    if any(blank):
+        column = torch.arange(max(blank), device=weights.device)
+        hidden = column < torch.tensor(blank, device=weights.device)[:, None]
+        weights[..., : max(blank)].masked_fill_(hidden[:, None, None], 0)
+    weights[..., keys - queries :].tril_()
+    return weights.sum(-1).reciprocal_()
+
+
+@functools.cache
+def _settling() -> Callable:
+    """The loop of `settle`."""
+
+    @compiled("void(float32[:,:,:,::1], int64[::1], float32[:,:,::1])")
+    def settled(weights, blank, scale):
+        heads, groups, queries, keys = weights.shape
+        for head in range(heads):
+            for group in range(groups):
+                for query in range(queries):
+                    row = weights[head, group, query]
+                    row[: blank[head]] = 0
+                    row[keys - queries + query + 1 :] = 0
+                    total = np.float32(0)
+                    for key in range(keys):
+                        total += row[key]
+                    scale[head, group, query] = 1 / total
+
+    return settled
 
 
 def _bounds(layer: MemoryLayer, queries: Tensor, softcap: float | None) -> list[float]:

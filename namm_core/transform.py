@@ -8,28 +8,24 @@ Knows nothing of tiles beyond their layout.
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from namm_core import loops
 from namm_core.config import NammConfig
+from namm_core.loops import compiled, plain, spanned
 
 KEYS = 64
 """Keys at a time: a frame of them, and their averages, lie in the first-level cache."""
 LENGTHS = (8, 16, 32, 64)
 """Frames that are written out; all others go through matrix products (`namm_core.spectrogram`)."""
-_OPTIONS = {"fastmath": {"contract", "reassoc", "nsz"}, "nogil": True}
 
 
 def serves(n_fft: int, average: Tensor, carried: Tensor) -> bool:
     """Whether `advance` can work on such frames, averages and last hops."""
-    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (average, carried))
-    return loops.NUMBA and plain and n_fft in LENGTHS
+    return n_fft in LENGTHS and plain(average, carried)
 
 
 def advance(
@@ -43,24 +39,18 @@ def advance(
 ) -> int:
     """Advances averages by a tile's queries.
 
-    weights: (heads, groups, queries, keys), contiguous; scale: (heads, groups, queries), what they are multiplied by, or
-    None; average: (heads, frequencies, keys); carried: (heads, hop, keys), the last whole hop; pending: (heads, hop,
-    keys), of which the first `phase` queries are filled. These three are overwritten; their keys lie one after the other.
-    All are float32. Returns how many of `pending` are filled now.
+    weights: (heads, groups, queries, keys), contiguous; scale: (heads, groups, queries), what they are multiplied by,
+    or None; average: (heads, frequencies, keys); carried: (heads, hop, keys), the last whole hop; pending: (heads, hop,
+    keys), of which the first `phase` queries are filled. These three are overwritten; their keys lie one after the
+    other. All are float32. Returns how many of `pending` are filled now.
     """
     heads, groups, queries, _ = weights.shape
     decay = config.ema**config.hop
     if scale is None:
         scale = weights.new_ones(heads, groups, queries)
-    held = [piece for tensor in (average, carried, pending) for piece in (_flat(tensor), *tensor.stride()[:2])]
+    held = [piece for tensor in (average, carried, pending) for piece in (spanned(tensor), *tensor.stride()[:2])]
     _compiled(config.n_fft)(weights.numpy(), scale.numpy(), *held, phase, np.float32(decay))
     return (phase + queries) % config.hop
-
-
-def _flat(tensor: Tensor) -> np.ndarray:
-    """All that a tensor spans as one axis: so the compiler knows that keys lie one after the other."""
-    span = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return tensor.as_strided((span if tensor.numel() else 0,), (1,)).numpy()
 
 
 @functools.cache
@@ -70,10 +60,12 @@ def _compiled(n: int) -> Callable:
 
     u = np.uint64  # of an index that is known not to be negative, nothing is asked
 
+    @compiled()
     def copied(source, start, to, place, count):
         for k in range(u(count)):
             to[u(place) + k] = source[u(start) + k]
 
+    @compiled()
     def tile(weights, scale, average, head_a, row_a, carried, head_c, row_c, pending, head_p, row_p, phase, decay):
         heads, groups, queries, keys = weights.shape
         flat, frames, share = (
@@ -125,9 +117,7 @@ def _compiled(n: int) -> Callable:
                 for m in range((phase + queries) % hop):
                     copied(second, m * KEYS, pending, head * head_p + m * row_p + start, width)
 
-    numba = importlib.import_module("numba")  # by name: a copy that travels with a memory does without
-    copied = numba.njit(**_OPTIONS)(copied)
-    return numba.njit(**_OPTIONS)(tile)
+    return tile
 
 
 @functools.cache
@@ -147,7 +137,7 @@ def _magnitudes(n: int) -> Callable:
     source = f"def magnitudes(first, second, total, decay):\n    for k in range({KEYS}):\n        {body}\n"
     constants |= code.constants
     exec(compile(source, f"<{__name__}: {n} points>", "exec"), constants)
-    return importlib.import_module("numba").njit(**_OPTIONS)(constants["magnitudes"])
+    return compiled()(constants["magnitudes"])
 
 
 class _Code:
@@ -170,8 +160,8 @@ class _Code:
     def transform(self, x: list[str], step: int) -> None:
         """Frequencies 0, step, 2 step, ... of real values x: even ones by half of the length, odd ones by a quarter.
 
-        X[4k + 1] is the complex transform of (d[m] - i d[m + n/4]) exp(-2 pi i m / n) with d[m] = x[m] - x[m + n/2], and
-        X[4k + 3] is the conjugate of one of these.
+        X[4k + 1] is the complex transform of (d[m] - i d[m + n/4]) exp(-2 pi i m / n) with d[m] = x[m] - x[m + n/2],
+        and X[4k + 3] is the conjugate of one of these.
         """
         n, half, quarter = len(x), len(x) // 2, len(x) // 4
         sums = [self.real(f"{a} + {b}") for a, b in zip(x[:half], x[half:], strict=True)]

@@ -69,24 +69,15 @@ def test_one_call_and_several(model, monkeypatch):
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_what_the_loops_compute(monkeypatch, compiled):
+def test_what_is_hidden_in_a_tile(monkeypatch, compiled):
     if compiled and not loops.NUMBA:
         pytest.skip("numba is not installed")
     monkeypatch.setattr(loops, "NUMBA", compiled)
-    random = torch.Generator().manual_seed(0)
-    weights, scale = torch.rand(2, 3, 5, 70, generator=random), torch.rand(2, 3, 5, generator=random)
-    out = loops.sum_of_groups(weights, scale, torch.full((5, 2, 70), torch.nan))
-    torch.testing.assert_close(out, (weights * scale[..., None]).sum(1).transpose(0, 1))
-    parts, average = torch.randn(4, 8, 2 * 70, generator=random), torch.rand(2, 5, 90, generator=random)
-    cosines, sines = parts[:, :5], torch.nn.functional.pad(parts[:, 5:], (0, 0, 1, 1))
-    expected = average.clone()
-    expected[..., :70] = 0.5 * average[..., :70] + torch.hypot(cosines, sines).sum(0).view(5, 2, 70).transpose(0, 1)
-    loops.add_magnitudes(parts.clone(), average[..., :70], 0.5)
-    torch.testing.assert_close(average, expected)
+    weights = torch.rand(2, 3, 5, 70, generator=torch.Generator().manual_seed(0))
     # Head 0 has no token in its first ten columns; the last five keys are the queries' own tokens.
     seen = torch.arange(70) <= torch.arange(65, 70)[:, None]
     seen = torch.stack([seen & (torch.arange(70) >= 10), seen])[:, None].expand(2, 3, 5, 70)
     settled = weights.clone()
-    scale = loops.settle(settled, [10, 0])
+    scale = tiles.settle(settled, [10, 0])
     assert torch.equal(settled, weights * seen)
     torch.testing.assert_close(scale, 1 / (weights * seen).sum(-1))

@@ -1,0 +1,54 @@
+"""The spectrogram's two ways for a block in tiles, compiled and not, against that for a block's whole attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from namm_core import NammConfig, loops
+from namm_core.spectrogram import Spectrogram
+
+BLOCKS = ([(24, 16), (8, 5), (3, 3), (13, 13)], [(64, 32)], [(5, 5), (6, 6), (70, 70)])
+"""Of each case: (queries of a block, queries of a tile), one block after the other."""
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("n_fft", [8, 16, 20, 32, 64, 128])  # 20 and 128 are not compiled
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_tiles_are_as_the_whole(monkeypatch, compiled, n_fft, groups, blocks):
+    if compiled and not loops.NUMBA:
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(loops, "NUMBA", compiled)
+    random = torch.Generator().manual_seed(0)
+    spectrogram = Spectrogram(NammConfig(8 * n_fft, n_fft, n_fft // 2))
+    rows, heads, room = 2, 3, 11  # columns that are not the state's lie between its rows
+    whole = tiled = spectrogram.start(rows, heads, torch.device("cpu"))
+    keys = fed = 0
+    for new, step in blocks:
+        keys += new
+        whole = {name: torch.nn.functional.pad(t, (0, new)) for name, t in whole.items()}
+        tiled = {name: torch.nn.functional.pad(t, (0, new + room))[..., :keys] for name, t in tiled.items()}
+        visible = torch.arange(keys) <= torch.arange(keys - new, keys)[:, None]
+        weights = torch.rand(rows * heads, groups, new, keys, generator=random) * visible
+        scale = torch.rand(rows * heads, groups, new, generator=random)
+        attention = (weights * scale[..., None]).mean(1).unflatten(0, (rows, heads))
+        attention[0, 0, :, :2] = 0  # head 0 holds nothing in its first columns
+        whole = spectrogram.observe(whole, attention, [fed] * rows, [new] * rows)
+        watch = spectrogram.watch(tiled, fed, new, groups)
+        for some, first in ((slice(0, 1), 2), (slice(1, rows * heads), 0)):
+            watch.begin(some, first)
+            for start in range(0, new, step):
+                stop = min(start + step, new)
+                seen = keys - new + stop
+                shown = weights[some, :, start:stop, first:seen].contiguous()
+                factor = scale[some, :, start:stop].contiguous()
+                if fed:
+                    watch.show(shown, factor)
+                else:
+                    watch.show(shown * factor[..., None], None)
+            watch.end()
+        tiled = watch.state()
+        fed += new
+        for name, expected in whole.items():
+            torch.testing.assert_close(tiled[name], expected, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
