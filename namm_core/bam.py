@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from namm_core import bam_loops
 from namm_core.config import NammConfig
+from namm_core.embedding import Tokens
+from namm_core.loops import plain
 from namm_core.tiles import QUERIES, grouped
 
 TOGETHER = 2048
@@ -67,6 +70,31 @@ def score(prepared: dict[str, Tensor], embeddings: Tensor, widths: list[int] | N
     return (torch.matmul(flat, prepared["own"]).view_as(seen) * seen).sum(-1) / seen[..., -1].clamp(min=TINY)
 
 
+def score_tokens(prepared: dict[str, Tensor], tokens: Tokens, widths: list[int]) -> Tensor:
+    """Scores (rows, kv_heads, columns) of a layer's tokens, columns as there; padding's mean nothing.
+
+    prepared: by `prepare`, with one row or as many as the tokens; widths: tokens of each head, rows end to end.
+    """
+    own = prepared["own"]
+    if not (tokens.loops and plain(own)):
+        return score(prepared, tokens.embeddings().flip(2), widths).flip(2)
+    rows, heads, columns = tokens.positions.shape
+    n = own.shape[1]
+    size = n + -n % 16
+    counts, order = torch.tensor(widths).sort(descending=True, stable=True)  # heads of one call are alike
+    row = order // heads if len(own) > 1 else torch.zeros_like(order)
+    out = own.new_zeros(rows * heads, columns)
+    for some, width in grouped(counts.tolist(), TOGETHER):
+        e, both = own.new_empty(len(counts[some]), width, size), own.new_empty(len(counts[some]), n, 2 * size)
+        ends = tokens.write(order[some], counts[some], e)
+        bam_loops.centre(prepared, row[some], ends, both)
+        products = torch.bmm(e[..., :n], both)
+        attend = _exponentials if bam_loops.within(products, ends, counts[some], LARGEST) else _softmax
+        seen = attend(products[..., :n], e, torch.empty_like(e), counts[some].tolist())
+        bam_loops.finish(products, seen, n - 1, order[some], counts[some], out)
+    return out.view(rows, heads, columns)
+
+
 def _attend(q: Tensor, e: Tensor, widths: list[int]) -> Tensor:
     """Causal attention's weighted sum (heads, tokens, n) of the embeddings e (heads, tokens, n and zeros).
 
@@ -82,7 +110,7 @@ def _attend(q: Tensor, e: Tensor, widths: list[int]) -> Tensor:
         queries, keys = q[some, :width], e[some, :width]
         # Where no weight can overflow, the largest logit need not be found first.
         if tiled and max(largest[some]) < LARGEST:
-            _exponentials(queries, keys, out[some, :width])
+            _exponentials(queries, keys, out[some, :width], [width] * len(queries))
         else:
             queries = F.pad(queries, (0, keys.shape[2] - n))[:, None]
             seen = F.scaled_dot_product_attention(queries, keys[:, None], keys[:, None], is_causal=True, scale=1.0)
@@ -101,15 +129,28 @@ def _centre(q: Tensor, e: Tensor) -> list[float]:
     return torch.bmm(q.abs(), reach[..., None]).amax((1, 2)).tolist()
 
 
-def _exponentials(q: Tensor, e: Tensor, out: Tensor) -> None:
-    """Causal attention that is not yet divided by the sum of its weights, in tiles that stay in the cache."""
+def _exponentials(q: Tensor, e: Tensor, out: Tensor, widths: list[int]) -> Tensor:
+    """Causal attention that is not yet divided by the sum of its weights, in tiles that stay in the cache.
+
+    widths: tokens of each head, descending. Returns out, whose padding is not written.
+    """
     heads, width, n = q.shape
     keys = e[..., :n].transpose(1, 2)
     tile = q.new_empty(heads * QUERIES * width)
     past = torch.ones(QUERIES, QUERIES).tril_()
     for start in range(0, width, QUERIES):
         stop = min(start + QUERIES, width)
+        while widths[heads - 1] <= start:
+            heads -= 1
         weights = tile[: heads * (stop - start) * stop].view(heads, stop - start, stop)
-        torch.bmm(q[:, start:stop], keys[:, :, :stop], out=weights)
+        torch.bmm(q[:heads, start:stop], keys[:heads, :, :stop], out=weights)
         weights.exp_()[..., start:] *= past[: stop - start, : stop - start]  # exp(-inf) takes twenty times as long
-        out[:, start:stop] = torch.bmm(weights, e[:, :stop])
+        torch.bmm(weights, e[:heads, :stop], out=out[:heads, start:stop])
+    return out
+
+
+def _softmax(q: Tensor, e: Tensor, out: Tensor, widths: list[int]) -> Tensor:
+    """As `_exponentials`, for logits of any size; divided by the sum of the weights."""
+    queries = F.pad(q, (0, e.shape[2] - q.shape[2]))[:, None]
+    seen = F.scaled_dot_product_attention(queries, e[:, None], e[:, None], is_causal=True, scale=1.0)
+    return out.copy_(seen[:, 0])

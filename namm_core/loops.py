@@ -23,9 +23,9 @@ def sum_of_groups(weights: Tensor, scale: Tensor | None, out: Tensor) -> Tensor:
 
     scale: (heads, groups, queries), what the weights are multiplied by, or None. All are float32 and contiguous.
     """
-    if _plain(weights, out):
+    if plain(weights, out):
         scale = weights.new_ones(weights.shape[:3]) if scale is None else scale
-        _compiled()[0](weights.numpy(), scale.numpy(), out.numpy())
+        _loops()[0](weights.numpy(), scale.numpy(), out.numpy())
         return out
     # A sum of slices is several times faster than `sum` over a short inner axis.
     to = out.transpose(0, 1)
@@ -48,8 +48,8 @@ def add_magnitudes(parts: Tensor, average: Tensor, decay: float) -> None:
     frames, n, size = parts.shape
     top, heads = n // 2, average.shape[1]
     keys = size // heads
-    if _plain(parts, average):
-        _compiled()[1](parts.view(frames, n, heads, keys).numpy(), average.numpy(), decay)
+    if plain(parts, average):
+        _loops()[1](parts.view(frames, n, heads, keys).numpy(), average.numpy(), decay)
         return
     power = parts[:, : top + 1].square_()
     power[:, 1:top].addcmul_(parts[:, top + 1 :], parts[:, top + 1 :])
@@ -59,20 +59,23 @@ def add_magnitudes(parts: Tensor, average: Tensor, decay: float) -> None:
     decayed += total.view(-1, heads, keys)
 
 
-def _plain(*tensors: Tensor) -> bool:
+def plain(*tensors: Tensor) -> bool:
     """Whether compiled loops may work on these."""
     return NUMBA and all(t.device.type == "cpu" and t.dtype == torch.float32 and not t.requires_grad for t in tensors)
 
 
-@functools.cache
-def _compiled() -> tuple[Callable, Callable]:
-    """The loops of `sum_of_groups` and `add_magnitudes`; a second or so at their first use in a process."""
+def compiled(signature: str) -> Callable[[Callable], Callable]:
+    """Decorator of a loop over arrays, compiled at once for this signature; only where numba is installed."""
     njit = importlib.import_module("numba").njit  # by name: a copy that travels with a memory does without
-
     # Additions and multiplications may be fused and reordered; not a number and infinities stay what they are.
-    options = {"fastmath": {"contract", "reassoc", "nsz"}, "nogil": True}
+    return njit(signature, fastmath={"contract", "reassoc", "nsz"}, nogil=True)
 
-    @njit("void(float32[:,:,:,::1], float32[:,:,::1], float32[:,:,::1])", **options)
+
+@functools.cache
+def _loops() -> tuple[Callable, Callable]:
+    """The loops of `sum_of_groups` and `add_magnitudes`; a second or so at their first use in a process."""
+
+    @compiled("void(float32[:,:,:,::1], float32[:,:,::1], float32[:,:,::1])")
     def sums(weights, scale, out):
         heads, groups, queries, keys = weights.shape
         for head in range(heads):
@@ -91,7 +94,7 @@ def _compiled() -> tuple[Callable, Callable]:
                     for key in range(keys):
                         to[key] += other[key] * c
 
-    @njit("void(float32[:,:,:,::1], float32[:,:,::1], float32)", **options)
+    @compiled("void(float32[:,:,:,::1], float32[:,:,::1], float32)")
     def magnitudes(parts, average, decay):
         frames, n, heads, keys = parts.shape
         top = n // 2

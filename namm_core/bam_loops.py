@@ -1,0 +1,85 @@
+"""Backward attention's loops over tokens, compiled; only where numba is installed.
+
+Knows nothing of embeddings beyond their layout: numbers, a one behind them, zeros up to `size`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from namm_core.loops import compiled
+
+
+def centre(prepared: dict[str, Tensor], rows: Tensor, ends: Tensor, both: Tensor) -> None:
+    """Both matrices that a head's embeddings are multiplied by, side by side, into both (heads, n, 2 * size).
+
+    rows: (heads,) int64, each head's row of `prepared`; ends: (2, heads, size), smallest and largest of each number of
+    a head's embeddings. The logits of each query are shifted, by its number that meets the one, so that their bounds
+    lie evenly about zero: bounds by the smallest box around the embeddings.
+    """
+    _loops()[0](*[t.numpy() for t in (prepared["logits"], prepared["own"], rows, ends, both)])
+
+
+def within(products: Tensor, ends: Tensor, widths: Tensor, bound: float) -> bool:
+    """Whether no logit of these heads exceeds `bound` in magnitude; products: embeddings @ both; widths: (heads,)."""
+    return _loops()[1](products.numpy(), ends.numpy(), widths.numpy(), bound)
+
+
+def finish(products: Tensor, seen: Tensor, one: int, heads: Tensor, widths: Tensor, out: Tensor) -> None:
+    """Scores, newest last, into the right of out (heads, columns); `one`: which of an embedding's numbers is one.
+
+    products: (some heads, tokens, 2 * size), embeddings @ both; seen: (some heads, tokens, size), their weighted sums of
+    the embeddings, newest first; heads: (some,) int64, where they go; widths: (some,) int64, their tokens.
+    """
+    _loops()[2](products.numpy(), seen.numpy(), one, heads.numpy(), widths.numpy(), out.numpy())
+
+
+@functools.cache
+def _loops() -> tuple[Callable, Callable, Callable]:
+    tiny = np.finfo(np.float32).tiny
+
+    @compiled("void(float32[:,:,:], float32[:,:,:], int64[::1], float32[:,:,::1], float32[:,:,::1])")
+    def centre(logits, own, rows, ends, both):
+        n, size = logits.shape[1], both.shape[2] // 2
+        for head in range(len(rows)):
+            row = rows[head]
+            for i in range(n):
+                to, shift = both[head, i], np.float32(0)
+                to[:] = 0
+                for j in range(n):
+                    to[j] = logits[row, i, j]
+                    to[size + j] = own[row, i, j]
+                    shift += logits[row, i, j] * (ends[0, head, j] + ends[1, head, j]) / 2
+                to[n - 1] -= shift
+
+    @compiled("boolean(float32[:,:,::1], float32[:,:,::1], int64[::1], float32)")
+    def within(products, ends, widths, bound):
+        size = ends.shape[2]
+        reach = np.empty(size, np.float32)
+        for head in range(len(widths)):
+            for j in range(size):
+                reach[j] = (ends[1, head, j] - ends[0, head, j]) / 2
+            for token in range(widths[head]):
+                query, largest = products[head, token], np.float32(0)
+                for j in range(size):
+                    largest += abs(query[j]) * reach[j]
+                if not largest < bound:  # not a number is beyond every bound
+                    return False
+        return True
+
+    @compiled("void(float32[:,:,::1], float32[:,:,::1], int64, int64[::1], int64[::1], float32[:,::1])")
+    def finish(products, seen, one, heads, widths, out):
+        size, columns = seen.shape[2], out.shape[1]
+        for i in range(len(heads)):
+            to = out[heads[i]]
+            for token in range(widths[i]):
+                own, other, total = products[i, token, size:], seen[i, token], np.float32(0)
+                for j in range(size):
+                    total += own[j] * other[j]
+                to[columns - 1 - token] = total / max(other[one], tiny)
+
+    return centre, within, finish
