@@ -8,6 +8,9 @@ Knows nothing of spectrograms, thresholds or caches.
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,17 +84,18 @@ def score_tokens(prepared: dict[str, Tensor], tokens: Tokens, widths: list[int])
     rows, heads, columns = tokens.positions.shape
     n = own.shape[1]
     size = n + -n % 16
-    counts, order = torch.tensor(widths).sort(descending=True, stable=True)  # heads of one call are alike
-    row = order // heads if len(own) > 1 else torch.zeros_like(order)
     out = own.new_zeros(rows * heads, columns)
-    for some, width in grouped(counts.tolist(), TOGETHER):
-        e, both = own.new_empty(len(counts[some]), width, size), own.new_empty(len(counts[some]), n, 2 * size)
-        ends = tokens.write(order[some], counts[some], e)
-        bam_loops.centre(prepared, row[some], ends, both)
+    descending = sorted(range(rows * heads), key=lambda head: -widths[head])  # heads of one call are alike
+    for some, width in grouped([widths[head] for head in descending], TOGETHER):
+        at = np.array(descending[some])
+        row, counts = at // heads if len(own) > 1 else np.zeros_like(at), np.array([widths[head] for head in at])
+        e, both = own.new_empty(len(at), width, size), own.new_empty(len(at), n, 2 * size)
+        ends = tokens.write(at, counts, e)
+        bam_loops.centre(prepared, row, ends, both)
         products = torch.bmm(e[..., :n], both)
-        attend = _exponentials if bam_loops.within(products, ends, counts[some], LARGEST) else _softmax
-        seen = attend(products[..., :n], e, torch.empty_like(e), counts[some].tolist())
-        bam_loops.finish(products, seen, n - 1, order[some], counts[some], out)
+        attend = _exponentials if bam_loops.within(products, ends, counts, LARGEST) else _softmax
+        seen = attend(products[..., :n], e, torch.empty_like(e), counts.tolist())
+        bam_loops.finish(products, seen, n - 1, at, counts, out)
     return out.view(rows, heads, columns)
 
 
@@ -135,18 +139,25 @@ def _exponentials(q: Tensor, e: Tensor, out: Tensor, widths: list[int]) -> Tenso
     widths: tokens of each head, descending. Returns out, whose padding is not written.
     """
     heads, width, n = q.shape
-    keys = e[..., :n].transpose(1, 2)
+    keys, to = e[..., :n].transpose(1, 2), out
     tile = q.new_empty(heads * QUERIES * width)
-    past = torch.ones(QUERIES, QUERIES).tril_()
+    past = _past()
     for start in range(0, width, QUERIES):
         stop = min(start + QUERIES, width)
-        while widths[heads - 1] <= start:
-            heads -= 1
+        if widths[heads - 1] <= start:
+            heads = sum(width > start for width in widths)
+            q, e, keys, to = q[:heads], e[:heads], keys[:heads], to[:heads]
         weights = tile[: heads * (stop - start) * stop].view(heads, stop - start, stop)
-        torch.bmm(q[:heads, start:stop], keys[:heads, :, :stop], out=weights)
-        weights.exp_()[..., start:] *= past[: stop - start, : stop - start]  # exp(-inf) takes twenty times as long
-        torch.bmm(weights, e[:heads, :stop], out=out[:heads, start:stop])
+        torch.bmm(q[:, start:stop], keys[..., :stop], out=weights).exp_()
+        weights[..., start:].mul_(past[: stop - start, : stop - start])  # exp(-inf) takes twenty times as long
+        torch.bmm(weights, e[:, :stop], out=to[:, start:stop])
     return out
+
+
+@functools.cache
+def _past() -> Tensor:
+    """(QUERIES, QUERIES), one where a key is not later than its query."""
+    return torch.ones(QUERIES, QUERIES).tril_()
 
 
 def _softmax(q: Tensor, e: Tensor, out: Tensor, widths: list[int]) -> Tensor:

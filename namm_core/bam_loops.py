@@ -14,28 +14,31 @@ from torch import Tensor
 from namm_core.loops import compiled
 
 
-def centre(prepared: dict[str, Tensor], rows: Tensor, ends: Tensor, both: Tensor) -> None:
+def centre(prepared: dict[str, Tensor], rows: np.ndarray, ends: np.ndarray, both: Tensor) -> None:
     """Both matrices that a head's embeddings are multiplied by, side by side, into both (heads, n, 2 * size).
 
     rows: (heads,) int64, each head's row of `prepared`; ends: (2, heads, size), smallest and largest of each number of
     a head's embeddings. The logits of each query are shifted, by its number that meets the one, so that their bounds
     lie evenly about zero: bounds by the smallest box around the embeddings.
     """
-    _loops()[0](*[t.numpy() for t in (prepared["logits"], prepared["own"], rows, ends, both)])
+    _loops()[0](prepared["logits"].numpy(), prepared["own"].numpy(), rows, ends, both.numpy())
 
 
-def within(products: Tensor, ends: Tensor, widths: Tensor, bound: float) -> bool:
-    """Whether no logit of these heads exceeds `bound` in magnitude; products: embeddings @ both; widths: (heads,)."""
-    return _loops()[1](products.numpy(), ends.numpy(), widths.numpy(), bound)
+def within(products: Tensor, ends: np.ndarray, widths: np.ndarray, bound: float) -> bool:
+    """Whether no logit of these heads reaches `bound` in magnitude.
 
-
-def finish(products: Tensor, seen: Tensor, one: int, heads: Tensor, widths: Tensor, out: Tensor) -> None:
-    """Scores, newest last, into the right of out (heads, columns); `one`: which of an embedding's numbers is one.
-
-    products: (some heads, tokens, 2 * size), embeddings @ both; seen: (some heads, tokens, size), their weighted sums of
-    the embeddings, newest first; heads: (some,) int64, where they go; widths: (some,) int64, their tokens.
+    products: (heads, tokens, 2 * size), embeddings @ both; widths: (heads,) int64, tokens of each.
     """
-    _loops()[2](products.numpy(), seen.numpy(), one, heads.numpy(), widths.numpy(), out.numpy())
+    return _loops()[1](products.numpy(), ends, widths, bound)
+
+
+def finish(products: Tensor, seen: Tensor, one: int, heads: np.ndarray, widths: np.ndarray, out: Tensor) -> None:
+    """Scores, newest last, to the right in out (heads of the layer, columns).
+
+    products: as for `within`; seen: (heads, tokens, size), weighted sums of the embeddings; one: which of an
+    embedding's numbers is one; heads: (heads,) int64, where they are in `out`; widths: (heads,) int64.
+    """
+    _loops()[2](products.numpy(), seen.numpy(), one, heads, widths, out.numpy())
 
 
 @functools.cache

@@ -7,7 +7,6 @@ the layout of their scorer. docs/memory.md 5 to 7. Knows nothing of scores.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,22 +44,25 @@ class Tokens:
         features = features if self.statistics is None else self.statistics.normalise(features)
         return torch.cat([self.ages[age], features], dim=-1)
 
-    def write(self, heads: Tensor, widths: Tensor, out: Tensor) -> Tensor:
+    def write(self, heads: np.ndarray, widths: np.ndarray, out: Tensor) -> np.ndarray:
         """Embeddings of some heads into out (heads, at least the widest, more than features), newest token first.
 
         heads: (n,) int64, indices into the heads of all rows, end to end; widths: (n,) int64, their tokens. Behind an
         embedding stand a one and zeros; behind a head's tokens zeros. Returns (2, n, size of out): the smallest and
         the largest of each number over a head's tokens.
         """
+        ends = np.empty((2, len(heads), out.shape[2]), np.float32)
+        _loop()(*self._arrays, heads, widths, out.numpy(), ends)
+        return ends
+
+    @functools.cached_property
+    def _arrays(self) -> list[np.ndarray]:
         frequencies = self.average.shape[2]
         if self.statistics is None:
-            mean, var = torch.zeros(frequencies), torch.ones(frequencies)
+            mean, deviation = torch.zeros(frequencies), torch.ones(frequencies)
         else:
-            mean, var = self.statistics.mean, self.statistics.var
-        ends = out.new_empty(2, len(heads), out.shape[2])
-        tensors = (self.average, self.positions, self.newest, self.ages, mean, var, heads, widths, out, ends)
-        _loop()(*[tensor.numpy() for tensor in tensors])
-        return ends
+            mean, deviation = self.statistics.mean, self.statistics.deviation
+        return [t.numpy() for t in (self.average, self.positions, self.newest, self.ages, mean, deviation)]
 
 
 def ages(longest: int, size: int, period: int) -> Tensor:
@@ -75,13 +77,14 @@ def _loop() -> Callable:
     """The loop of `write`."""
 
     @compiled(
-        "void(float32[:,:,:,:], int64[:,:,:], int64[:], float32[:,::1], float32[:], float32[:], int64[::1], "
+        "void(float32[:,:,:,:], int64[:,:,:], int64[:], float32[:,::1], float32[::1], float32[::1], int64[::1], "
         "int64[::1], float32[:,:,::1], float32[:,:,::1])"
     )
-    def write(average, positions, newest, ages, mean, var, heads, widths, out, ends):
+    def write(average, positions, newest, ages, mean, deviation, heads, widths, out, ends):
         kv_heads, frequencies, columns = average.shape[1:]
         half, size = ages.shape[1], out.shape[2]
         one = half + frequencies
+        factors = np.float32(1) / deviation
         for i in range(len(heads)):
             row, head, width = heads[i] // kv_heads, heads[i] % kv_heads, widths[i]
             least, most = ends[0, i], ends[1, i]
@@ -89,6 +92,7 @@ def _loop() -> Callable:
             for start in range(0, width, 64):  # few enough to stay in the cache's first level
                 stop = min(start + 64, width)
                 to = out[i, start:stop]
+                features = to[:, half:]
                 of = average[row, head, :, columns - stop : columns - start][:, ::-1]
                 at = positions[row, head, columns - stop : columns - start][::-1]
                 for token in range(stop - start):
@@ -98,9 +102,8 @@ def _loop() -> Callable:
                     place[one] = 1
                     for j in range(one + 1, size):
                         place[j] = 0
-                for frequency in range(frequencies):
-                    values, places, middle = of[frequency], to[:, half + frequency], mean[frequency]
-                    factor = np.float32(1) / max(np.float32(math.sqrt(var[frequency])), np.float32(1e-7))
+                for f in range(frequencies):
+                    values, places, middle, factor = of[f], features[:, f], mean[f], factors[f]
                     for token in range(stop - start):
                         places[token] = (values[token] - middle) * factor
                 for token in range(stop - start):

@@ -129,12 +129,15 @@ class Namm:
         return self._tokens(state, view).embeddings()
 
     def select(self, scores: Tensor, view: View) -> Tensor:
-        """(rows, kv_heads, keys) bool: score >= 0 and the newest; in padded mode as many in every head."""
+        """(rows, kv_heads, keys) bool: score >= 0; in padded mode, with the newest, as many in every head.
+
+        What is said of padding and of the newest token means nothing, as in `Policy.keep`.
+        """
+        if self.config.selection == "ragged":
+            return scores >= 0
         valid = view.positions >= 0
         newest = view.positions == view.newest[:, None, None]
         keep = ((scores >= 0) | newest) & valid
-        if self.config.selection == "ragged":
-            return keep
         most = keep.sum(-1).amax(-1)  # over the heads of one row, never over rows
         ranked = scores.masked_fill(newest, torch.inf).masked_fill(~valid, -torch.inf)
         order = ranked.argsort(dim=-1, descending=True, stable=True)
@@ -188,7 +191,8 @@ class Namm:
             layer=0,
         )
         scores = self.scores(tensors, view)
-        keep = self.select(scores, view)
+        keep = self.select(scores, view) | (sorted_positions == view.newest[:, None, None])
+        keep &= sorted_positions >= 0
         back = order.argsort(dim=-1)
         average = (
             tensors["average"].transpose(2, 3).gather(2, back[..., None].expand(-1, -1, -1, self.config.frequencies))
@@ -269,7 +273,7 @@ class Namm:
     # -------------------------------------------------------------------------------------------------------
 
     def _tokens(self, state: State, view: View) -> Tokens:
-        device, longest = view.positions.device, int(view.newest.max()) + 1
+        device, longest = view.positions.device, max(view.newest.tolist()) + 1
         table = self._ages.get(device)
         if table is None or len(table) < longest:
             table = self._ages[device] = ages(2 * longest, self.config.age_dim, self.config.age_max_period).to(device)
