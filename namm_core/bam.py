@@ -76,7 +76,8 @@ def score(prepared: dict[str, Tensor], embeddings: Tensor, widths: list[int] | N
 def score_tokens(prepared: dict[str, Tensor], tokens: Tokens, widths: list[int]) -> Tensor:
     """Scores (rows, kv_heads, columns) of a layer's tokens, columns as there; padding's mean nothing.
 
-    prepared: by `prepare`, with one row or as many as the tokens; widths: tokens of each head, rows end to end.
+    prepared: by `prepare`, with one row or as many as the tokens; widths: tokens of each head, rows end to end. As by
+    `score`, in compiled loops where they serve, some heads at a time.
     """
     own = prepared["own"]
     if not (tokens.loops and plain(own)):
@@ -89,7 +90,7 @@ def score_tokens(prepared: dict[str, Tensor], tokens: Tokens, widths: list[int])
     for some, width in grouped([widths[head] for head in descending], TOGETHER):
         at = np.array(descending[some])
         row, counts = at // heads if len(own) > 1 else np.zeros_like(at), np.array([widths[head] for head in at])
-        e, both = own.new_empty(len(at), width, size), own.new_empty(len(at), n, 2 * size)
+        e, both = own.new_zeros(len(at), width, size), own.new_zeros(len(at), n, 2 * size)
         ends = tokens.write(at, counts, e)
         bam_loops.centre(prepared, row, ends, both)
         products = torch.bmm(e[..., :n], both)
@@ -111,14 +112,8 @@ def _attend(q: Tensor, e: Tensor, widths: list[int]) -> Tensor:
     if tiled:
         largest = _centre(q, e)
     for some, width in grouped(widths, TOGETHER if q.device.type == "cpu" else heads * tokens):
-        queries, keys = q[some, :width], e[some, :width]
-        # Where no weight can overflow, the largest logit need not be found first.
-        if tiled and max(largest[some]) < LARGEST:
-            _exponentials(queries, keys, out[some, :width], [width] * len(queries))
-        else:
-            queries = F.pad(queries, (0, keys.shape[2] - n))[:, None]
-            seen = F.scaled_dot_product_attention(queries, keys[:, None], keys[:, None], is_causal=True, scale=1.0)
-            out[some, :width] = seen[:, 0]
+        attend = _exponentials if tiled and max(largest[some]) < LARGEST else _softmax
+        attend(q[some, :width], e[some, :width], out[some, :width], [width] * (some.stop - some.start))
     return out[..., :n]
 
 
@@ -136,7 +131,8 @@ def _centre(q: Tensor, e: Tensor) -> list[float]:
 def _exponentials(q: Tensor, e: Tensor, out: Tensor, widths: list[int]) -> Tensor:
     """Causal attention that is not yet divided by the sum of its weights, in tiles that stay in the cache.
 
-    widths: tokens of each head, descending. Returns out, whose padding is not written.
+    Serves where no weight can overflow: the largest logit is not found first. widths: tokens of each head, descending;
+    padding in `out` is not written. Returns out.
     """
     heads, width, n = q.shape
     keys, to = e[..., :n].transpose(1, 2), out
@@ -145,7 +141,7 @@ def _exponentials(q: Tensor, e: Tensor, out: Tensor, widths: list[int]) -> Tenso
     for start in range(0, width, QUERIES):
         stop = min(start + QUERIES, width)
         if widths[heads - 1] <= start:
-            heads = sum(width > start for width in widths)
+            heads = sum(tokens > start for tokens in widths)
             q, e, keys, to = q[:heads], e[:heads], keys[:heads], to[:heads]
         weights = tile[: heads * (stop - start) * stop].view(heads, stop - start, stop)
         torch.bmm(q[:, start:stop], keys[..., :stop], out=weights).exp_()
@@ -161,7 +157,7 @@ def _past() -> Tensor:
 
 
 def _softmax(q: Tensor, e: Tensor, out: Tensor, widths: list[int]) -> Tensor:
-    """As `_exponentials`, for logits of any size; divided by the sum of the weights."""
+    """As `_exponentials`, for logits of any size, and divided by the sum of the weights."""
     queries = F.pad(q, (0, e.shape[2] - q.shape[2]))[:, None]
     seen = F.scaled_dot_product_attention(queries, e[:, None], e[:, None], is_causal=True, scale=1.0)
     return out.copy_(seen[:, 0])

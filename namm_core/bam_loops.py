@@ -43,7 +43,7 @@ def finish(products: Tensor, seen: Tensor, one: int, heads: np.ndarray, widths: 
 
 @functools.cache
 def _loops() -> tuple[Callable, Callable, Callable]:
-    tiny = np.finfo(np.float32).tiny
+    """The loops of `centre`, `within` and `finish`."""
 
     @compiled("void(float32[:,:,:], float32[:,:,:], int64[::1], float32[:,:,::1], float32[:,:,::1])")
     def centre(logits, own, rows, ends, both):
@@ -51,26 +51,22 @@ def _loops() -> tuple[Callable, Callable, Callable]:
         for head in range(len(rows)):
             row = rows[head]
             for i in range(n):
-                to, shift = both[head, i], np.float32(0)
-                to[:] = 0
+                shift = np.float32(0)
                 for j in range(n):
-                    to[j] = logits[row, i, j]
-                    to[size + j] = own[row, i, j]
+                    both[head, i, j] = logits[row, i, j]
+                    both[head, i, size + j] = own[row, i, j]
                     shift += logits[row, i, j] * (ends[0, head, j] + ends[1, head, j]) / 2
-                to[n - 1] -= shift
+                both[head, i, n - 1] -= shift
 
     @compiled("boolean(float32[:,:,::1], float32[:,:,::1], int64[::1], float32)")
     def within(products, ends, widths, bound):
-        size = ends.shape[2]
-        reach = np.empty(size, np.float32)
         for head in range(len(widths)):
-            for j in range(size):
-                reach[j] = (ends[1, head, j] - ends[0, head, j]) / 2
+            least, most = ends[0, head], ends[1, head]
             for token in range(widths[head]):
                 query, largest = products[head, token], np.float32(0)
-                for j in range(size):
-                    largest += abs(query[j]) * reach[j]
-                if not largest < bound:  # not a number is beyond every bound
+                for j in range(len(least)):
+                    largest += abs(query[j]) * (most[j] - least[j])
+                if not largest < 2 * bound:  # not a number is beyond every bound
                     return False
         return True
 
@@ -83,6 +79,6 @@ def _loops() -> tuple[Callable, Callable, Callable]:
                 own, other, total = products[i, token, size:], seen[i, token], np.float32(0)
                 for j in range(size):
                     total += own[j] * other[j]
-                to[columns - 1 - token] = total / max(other[one], tiny)
+                to[columns - 1 - token] = total / other[one]
 
     return centre, within, finish

@@ -45,13 +45,13 @@ class Tokens:
         return torch.cat([self.ages[age], features], dim=-1)
 
     def write(self, heads: np.ndarray, widths: np.ndarray, out: Tensor) -> np.ndarray:
-        """Embeddings of some heads into out (heads, at least the widest, more than features), newest token first.
+        """Embeddings of some heads, and a one behind each, into out (heads, tokens, size), newest token first.
 
-        heads: (n,) int64, indices into the heads of all rows, end to end; widths: (n,) int64, their tokens. Behind an
-        embedding stand a one and zeros; behind a head's tokens zeros. Returns (2, n, size of out): the smallest and
-        the largest of each number over a head's tokens.
+        heads: (n,) int64, indices into the heads of all rows, end to end; widths: (n,) int64, their tokens; out: zeros,
+        of which the rest stays zero. Returns (2, n, size): the least and the most of each number over a head's tokens.
         """
         ends = np.empty((2, len(heads), out.shape[2]), np.float32)
+        ends[0], ends[1] = np.inf, -np.inf
         _loop()(*self._arrays, heads, widths, out.numpy(), ends)
         return ends
 
@@ -59,10 +59,11 @@ class Tokens:
     def _arrays(self) -> list[np.ndarray]:
         frequencies = self.average.shape[2]
         if self.statistics is None:
-            mean, deviation = torch.zeros(frequencies), torch.ones(frequencies)
+            mean, factors = torch.zeros(frequencies), torch.ones(frequencies)
         else:
-            mean, deviation = self.statistics.mean, self.statistics.deviation
-        return [t.numpy() for t in (self.average, self.positions, self.newest, self.ages, mean, deviation)]
+            mean, factors = self.statistics.mean, 1 / self.statistics.deviation
+        positions = self.positions.long()
+        return [t.numpy() for t in (self.average, positions, self.newest, self.ages, mean, factors)]
 
 
 def ages(longest: int, size: int, period: int) -> Tensor:
@@ -80,30 +81,25 @@ def _loop() -> Callable:
         "void(float32[:,:,:,:], int64[:,:,:], int64[:], float32[:,::1], float32[::1], float32[::1], int64[::1], "
         "int64[::1], float32[:,:,::1], float32[:,:,::1])"
     )
-    def write(average, positions, newest, ages, mean, deviation, heads, widths, out, ends):
-        kv_heads, frequencies, columns = average.shape[1:]
+    def write(average, positions, newest, ages, mean, factors, heads, widths, out, ends):
+        kv_heads, columns = average.shape[1], average.shape[3]
         half, size = ages.shape[1], out.shape[2]
-        one = half + frequencies
-        factors = np.float32(1) / deviation
+        one = half + len(mean)
         for i in range(len(heads)):
             row, head, width = heads[i] // kv_heads, heads[i] % kv_heads, widths[i]
             least, most = ends[0, i], ends[1, i]
-            least[:], most[:] = np.inf, -np.inf
             for start in range(0, width, 64):  # few enough to stay in the cache's first level
                 stop = min(start + 64, width)
-                to = out[i, start:stop]
-                features = to[:, half:]
-                of = average[row, head, :, columns - stop : columns - start][:, ::-1]
-                at = positions[row, head, columns - stop : columns - start][::-1]
+                first, last, to = columns - stop, columns - start, out[i, start:stop]
+                at = positions[row, head, first:last][::-1]
                 for token in range(stop - start):
                     place, age = to[token], ages[max(newest[row] - at[token], 0)]
                     for j in range(half):
                         place[j] = age[j]
                     place[one] = 1
-                    for j in range(one + 1, size):
-                        place[j] = 0
-                for f in range(frequencies):
-                    values, places, middle, factor = of[f], features[:, f], mean[f], factors[f]
+                for f in range(len(mean)):
+                    values, places = average[row, head, f, first:last][::-1], to[:, half + f]
+                    middle, factor = mean[f], factors[f]
                     for token in range(stop - start):
                         places[token] = (values[token] - middle) * factor
                 for token in range(stop - start):
@@ -112,6 +108,5 @@ def _loop() -> Callable:
                         x = place[j]
                         least[j] = x if x < least[j] else least[j]
                         most[j] = x if x > most[j] else most[j]
-            out[i, width:] = 0
 
     return write

@@ -1,7 +1,7 @@
 """The network that scores a token, by the name it has in the configuration, and how `theta` is cut into its weights.
 
-A scorer is a module with `layout`, `prepare`, `score` and `score_tokens`. The last number of every `theta` is the bias of the score, which shifts
-the threshold for all tokens alike. Knows nothing of what a scorer computes.
+A scorer is a module with `layout`, `prepare`, `score` and `score_tokens`. The last number of every `theta` is the bias
+of the score, which shifts the threshold for all tokens alike. Knows nothing of what a scorer computes.
 """
 
 from __future__ import annotations
