@@ -61,7 +61,7 @@ class Tokens:
         if self.statistics is None:
             mean, factors = torch.zeros(frequencies), torch.ones(frequencies)
         else:
-            mean, factors = self.statistics.mean, 1 / self.statistics.deviation
+            mean, factors = self.statistics.mean.cpu(), 1 / self.statistics.deviation.cpu()
         positions = self.positions.long()
         return [t.numpy() for t in (self.average, positions, self.newest, self.ages, mean, factors)]
 
