@@ -8,11 +8,17 @@ Knows nothing of spectrograms, thresholds or caches.
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from namm_core import bam_loops
 from namm_core.config import NammConfig
+from namm_core.embedding import Tokens
+from namm_core.loops import plain
 from namm_core.tiles import QUERIES, grouped
 
 TOGETHER = 2048
@@ -67,6 +73,33 @@ def score(prepared: dict[str, Tensor], embeddings: Tensor, widths: list[int] | N
     return (torch.matmul(flat, prepared["own"]).view_as(seen) * seen).sum(-1) / seen[..., -1].clamp(min=TINY)
 
 
+def score_tokens(prepared: dict[str, Tensor], tokens: Tokens, widths: list[int]) -> Tensor:
+    """Scores (rows, kv_heads, columns) of a layer's tokens, columns as there; padding's mean nothing.
+
+    prepared: by `prepare`, with one row or as many as the tokens; widths: tokens of each head, rows end to end. As by
+    `score`, in compiled loops where they serve, some heads at a time.
+    """
+    own = prepared["own"]
+    if not (tokens.loops and plain(own)):
+        return score(prepared, tokens.embeddings().flip(2), widths).flip(2)
+    rows, heads, columns = tokens.positions.shape
+    n = own.shape[1]
+    size = n + -n % 16
+    out = own.new_zeros(rows * heads, columns)
+    descending = sorted(range(rows * heads), key=lambda head: -widths[head])  # heads of one call are alike
+    for some, width in grouped([widths[head] for head in descending], TOGETHER):
+        at = np.array(descending[some])
+        row, counts = at // heads if len(own) > 1 else np.zeros_like(at), np.array([widths[head] for head in at])
+        e, both = own.new_zeros(len(at), width, size), own.new_zeros(len(at), n, 2 * size)
+        ends = tokens.write(at, counts, e)
+        bam_loops.centre(prepared, row, ends, both)
+        products = torch.bmm(e[..., :n], both)
+        attend = _exponentials if bam_loops.within(products, ends, counts, LARGEST) else _softmax
+        seen = attend(products[..., :n], e, torch.empty_like(e), counts.tolist())
+        bam_loops.finish(products, seen, n - 1, at, counts, out)
+    return out.view(rows, heads, columns)
+
+
 def _attend(q: Tensor, e: Tensor, widths: list[int]) -> Tensor:
     """Causal attention's weighted sum (heads, tokens, n) of the embeddings e (heads, tokens, n and zeros).
 
@@ -79,14 +112,8 @@ def _attend(q: Tensor, e: Tensor, widths: list[int]) -> Tensor:
     if tiled:
         largest = _centre(q, e)
     for some, width in grouped(widths, TOGETHER if q.device.type == "cpu" else heads * tokens):
-        queries, keys = q[some, :width], e[some, :width]
-        # Where no weight can overflow, the largest logit need not be found first.
-        if tiled and max(largest[some]) < LARGEST:
-            _exponentials(queries, keys, out[some, :width])
-        else:
-            queries = F.pad(queries, (0, keys.shape[2] - n))[:, None]
-            seen = F.scaled_dot_product_attention(queries, keys[:, None], keys[:, None], is_causal=True, scale=1.0)
-            out[some, :width] = seen[:, 0]
+        attend = _exponentials if tiled and max(largest[some]) < LARGEST else _softmax
+        attend(q[some, :width], e[some, :width], out[some, :width], [width] * (some.stop - some.start))
     return out[..., :n]
 
 
@@ -101,15 +128,36 @@ def _centre(q: Tensor, e: Tensor) -> list[float]:
     return torch.bmm(q.abs(), reach[..., None]).amax((1, 2)).tolist()
 
 
-def _exponentials(q: Tensor, e: Tensor, out: Tensor) -> None:
-    """Causal attention that is not yet divided by the sum of its weights, in tiles that stay in the cache."""
+def _exponentials(q: Tensor, e: Tensor, out: Tensor, widths: list[int]) -> Tensor:
+    """Causal attention that is not yet divided by the sum of its weights, in tiles that stay in the cache.
+
+    Serves where no weight can overflow: the largest logit is not found first. widths: tokens of each head, descending;
+    padding in `out` is not written. Returns out.
+    """
     heads, width, n = q.shape
-    keys = e[..., :n].transpose(1, 2)
+    keys, to = e[..., :n].transpose(1, 2), out
     tile = q.new_empty(heads * QUERIES * width)
-    past = torch.ones(QUERIES, QUERIES).tril_()
+    past = _past()
     for start in range(0, width, QUERIES):
         stop = min(start + QUERIES, width)
+        if widths[heads - 1] <= start:
+            heads = sum(tokens > start for tokens in widths)
+            q, e, keys, to = q[:heads], e[:heads], keys[:heads], to[:heads]
         weights = tile[: heads * (stop - start) * stop].view(heads, stop - start, stop)
-        torch.bmm(q[:, start:stop], keys[:, :, :stop], out=weights)
-        weights.exp_()[..., start:] *= past[: stop - start, : stop - start]  # exp(-inf) takes twenty times as long
-        out[:, start:stop] = torch.bmm(weights, e[:, :stop])
+        torch.bmm(q[:, start:stop], keys[..., :stop], out=weights).exp_()
+        weights[..., start:].mul_(past[: stop - start, : stop - start])  # exp(-inf) takes twenty times as long
+        torch.bmm(weights, e[:, :stop], out=to[:, start:stop])
+    return out
+
+
+@functools.cache
+def _past() -> Tensor:
+    """(QUERIES, QUERIES), one where a key is not later than its query."""
+    return torch.ones(QUERIES, QUERIES).tril_()
+
+
+def _softmax(q: Tensor, e: Tensor, out: Tensor, widths: list[int]) -> Tensor:
+    """As `_exponentials`, for logits of any size, and divided by the sum of the weights."""
+    queries = F.pad(q, (0, e.shape[2] - q.shape[2]))[:, None]
+    seen = F.scaled_dot_product_attention(queries, e[:, None], e[:, None], is_causal=True, scale=1.0)
+    return out.copy_(seen[:, 0])

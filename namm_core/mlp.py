@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from namm_core.config import NammConfig
+from namm_core.embedding import Tokens
 
 
 def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
@@ -37,3 +38,8 @@ def score(weights: dict[str, Tensor], embeddings: Tensor, widths: list[int] | No
     hidden = flat + torch.baddbmm(weights["b1"][:, None], flat, weights["w1"]).relu()  # h = e + relu(e W1 + b1)
     scores = torch.baddbmm(weights["b2"][:, None], hidden, weights["w2"][..., None])  # h . w2 + b2
     return scores.view(embeddings.shape[:3])
+
+
+def score_tokens(weights: dict[str, Tensor], tokens: Tokens, widths: list[int]) -> Tensor:
+    """Scores (rows, kv_heads, columns) of a layer's tokens, columns as there."""
+    return score(weights, tokens.embeddings(), widths)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from namm_core import scorer, sharing
 from namm_core.config import NammConfig, from_mapping
+from namm_core.embedding import Tokens, ages
 from namm_core.fused import Attended
 from namm_core.packing import Packing
 from namm_core.policies.base import State, View, Watch
@@ -120,22 +121,23 @@ class Namm:
 
     def scores(self, state: State, view: View) -> Tensor:
         """(rows, kv_heads, keys) scores of all cached tokens, columns as in `view`, padding on the left."""
-        # Newest first: backward attention becomes causal attention, and the padding in front comes last.
-        embeddings = self.embeddings(state, view).flip(2)
         prepared = self._at(self._prepared, view)
-        return scorer.score_prepared(self.config, prepared, embeddings, view.widths()).flip(2)
+        return scorer.score_tokens(self.config, prepared, self._tokens(state, view), view.widths())
 
     def embeddings(self, state: State, view: View) -> Tensor:
         """(rows, kv_heads, keys, features) of all cached tokens: age, then normalised spectrogram."""
-        return torch.cat([self._age_embedding(view), self._features(state["average"])], dim=-1)
+        return self._tokens(state, view).embeddings()
 
     def select(self, scores: Tensor, view: View) -> Tensor:
-        """(rows, kv_heads, keys) bool: score >= 0 and the newest; in padded mode as many in every head."""
+        """(rows, kv_heads, keys) bool: score >= 0; in padded mode, with the newest, as many in every head.
+
+        What is said of padding and of the newest token means nothing, as in `Policy.keep`.
+        """
+        if self.config.selection == "ragged":
+            return scores >= 0
         valid = view.positions >= 0
         newest = view.positions == view.newest[:, None, None]
         keep = ((scores >= 0) | newest) & valid
-        if self.config.selection == "ragged":
-            return keep
         most = keep.sum(-1).amax(-1)  # over the heads of one row, never over rows
         ranked = scores.masked_fill(newest, torch.inf).masked_fill(~valid, -torch.inf)
         order = ranked.argsort(dim=-1, descending=True, stable=True)
@@ -189,7 +191,8 @@ class Namm:
             layer=0,
         )
         scores = self.scores(tensors, view)
-        keep = self.select(scores, view)
+        keep = self.select(scores, view) | (sorted_positions == view.newest[:, None, None])
+        keep &= sorted_positions >= 0
         back = order.argsort(dim=-1)
         average = (
             tensors["average"].transpose(2, 3).gather(2, back[..., None].expand(-1, -1, -1, self.config.frequencies))
@@ -202,7 +205,7 @@ class Namm:
         )
         return NammStep(
             average,
-            self._features(average.transpose(2, 3)),
+            average if self.statistics is None else self.statistics.normalise(average),
             scores.gather(-1, back),
             keep.gather(-1, back),
             after,
@@ -269,24 +272,12 @@ class Namm:
 
     # -------------------------------------------------------------------------------------------------------
 
-    def _features(self, average: Tensor) -> Tensor:
-        """(..., K, frequencies) from averages with the keys last."""
-        features = average.transpose(-1, -2)
-        return features if self.statistics is None else self.statistics.normalise(features)
-
-    def _age_embedding(self, view: View) -> Tensor:
-        """(rows, kv_heads, K, age_dim): sines, then cosines, of the age in tokens (docs/memory.md 6)."""
-        age = (view.newest[:, None, None] - view.positions).clamp(min=0).masked_fill(view.positions < 0, 0)
-        longest = int(view.newest.max()) + 1
-        table = self._ages.get(age.device)
+    def _tokens(self, state: State, view: View) -> Tokens:
+        device, longest = view.positions.device, max(view.newest.tolist()) + 1
+        table = self._ages.get(device)
         if table is None or len(table) < longest:
-            half = self.config.age_dim // 2
-            j = torch.arange(half, dtype=torch.float64)
-            omega = float(self.config.age_max_period) ** (-j / half)
-            angle = torch.arange(2 * longest, dtype=torch.float64)[:, None] * omega
-            table = torch.cat([angle.sin(), angle.cos()], dim=-1).float().to(age.device)
-            self._ages[age.device] = table
-        return table[age]
+            table = self._ages[device] = ages(2 * longest, self.config.age_dim, self.config.age_max_period).to(device)
+        return Tokens(state["average"], view.positions, view.newest, table, self.statistics)
 
     def weights_at(self, view: View) -> dict[str, Tensor]:
         """The scorer's weights, on the view's device: one row, or one for each row of the view."""

@@ -1,7 +1,7 @@
 """The network that scores a token, by the name it has in the configuration, and how `theta` is cut into its weights.
 
-A scorer is a module with `layout` and `score`. The last number of every `theta` is the bias of the score, which shifts
-the threshold for all tokens alike. Knows nothing of what a scorer computes.
+A scorer is a module with `layout`, `prepare`, `score` and `score_tokens`. The last number of every `theta` is the bias
+of the score, which shifts the threshold for all tokens alike. Knows nothing of what a scorer computes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from namm_core import bam, mlp
 from namm_core.config import NammConfig
+from namm_core.embedding import Tokens
 
 _SCORERS: dict[str, ModuleType] = {"bam": bam, "mlp": mlp}
 
@@ -33,7 +34,7 @@ def unpack(config: NammConfig, theta: Tensor) -> dict[str, Tensor]:
 
 
 def prepare(config: NammConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `score_prepared` needs of `unpack(...)`, computed once for many scores."""
+    """What `score_tokens` needs of `unpack(...)`, computed once for many scores."""
     return _SCORERS[config.scorer].prepare(weights)
 
 
@@ -45,11 +46,10 @@ def score(
     weights: `unpack(...)`, with one row or as many as the embeddings; widths: tokens of each head, rows end to end; the
     rest is padding.
     """
-    return score_prepared(config, prepare(config, weights), embeddings, widths)
+    module = _SCORERS[config.scorer]
+    return module.score(module.prepare(weights), embeddings, widths)
 
 
-def score_prepared(
-    config: NammConfig, prepared: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None
-) -> Tensor:
-    """As `score`, by what `prepare` made of the weights."""
-    return _SCORERS[config.scorer].score(prepared, embeddings, widths)
+def score_tokens(config: NammConfig, prepared: dict[str, Tensor], tokens: Tokens, widths: list[int]) -> Tensor:
+    """Scores (rows, kv_heads, columns) of a layer's tokens, columns as there, by what `prepare` made of the weights."""
+    return _SCORERS[config.scorer].score_tokens(prepared, tokens, widths)

@@ -46,10 +46,14 @@ class FeatureStatistics:
         var = w * self.var.double() + (1 - w) * other.var.double() + (mean_b - mean_a) ** 2 * w * (1 - w)
         return FeatureStatistics(mean, var, count)
 
+    @property
+    def deviation(self) -> Tensor:
+        """(frequencies,) float32, max(sqrt(var), 1e-7)."""
+        return self.var.sqrt().clamp(min=1e-7)
+
     def normalise(self, averages: Tensor) -> Tensor:
-        """(averages - mean) / max(sqrt(var), 1e-7); averages: (..., frequencies)."""
-        mean, var = self.mean.to(averages.device), self.var.to(averages.device)
-        return (averages - mean) / var.sqrt().clamp(min=1e-7)
+        """(averages - mean) / deviation; averages: (..., frequencies)."""
+        return (averages - self.mean.to(averages.device)) / self.deviation.to(averages.device)
 
 
 def _vector(values: Tensor | np.ndarray | list[float]) -> Tensor:

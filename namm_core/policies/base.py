@@ -47,7 +47,8 @@ class View:
     def widths(self) -> list[int]:
         """Tokens of each head, rows end to end; all columns where counting them would mean waiting for a device."""
         if self.positions.device.type == "cpu":
-            return (self.positions >= 0).sum(-1).flatten().tolist()
+            columns = self.positions.shape[-1]
+            return [columns - int(head.searchsorted(0)) for head in self.positions.flatten(0, 1).numpy()]
         return [self.positions.shape[-1]] * self.positions.shape[:2].numel()
 
 
