@@ -94,8 +94,8 @@ def score_tokens(prepared: dict[str, Tensor], tokens: Tokens, widths: list[int])
         ends = tokens.write(at, counts, e)
         bam_loops.centre(prepared, row, ends, both)
         products = torch.bmm(e[..., :n], both)
-        attend = _exponentials if bam_loops.within(products, ends, counts, LARGEST) else _softmax
-        seen = attend(products[..., :n], e, torch.empty_like(e), counts.tolist())
+        bounded = bam_loops.within(products, ends, counts, LARGEST)
+        seen = _exponentials(products[..., :n], e, torch.empty_like(e), counts.tolist(), bounded)
         bam_loops.finish(products, seen, n - 1, at, counts, out)
     return out.view(rows, heads, columns)
 
@@ -128,36 +128,41 @@ def _centre(q: Tensor, e: Tensor) -> list[float]:
     return torch.bmm(q.abs(), reach[..., None]).amax((1, 2)).tolist()
 
 
-def _exponentials(q: Tensor, e: Tensor, out: Tensor, widths: list[int]) -> Tensor:
+def _exponentials(q: Tensor, e: Tensor, out: Tensor, widths: list[int], bounded: bool = True) -> Tensor:
     """Causal attention that is not yet divided by the sum of its weights, in tiles that stay in the cache.
 
-    Serves where no weight can overflow: the largest logit is not found first. widths: tokens of each head, descending;
-    padding in `out` is not written. Returns out.
+    bounded: whether no weight can overflow, so that the largest logit need not be found first; otherwise it is, and
+    loops are compiled. widths: tokens of each head, descending; padding in `out` is not written. Returns out.
     """
     heads, width, n = q.shape
     keys, to = e[..., :n].transpose(1, 2), out
     tile = q.new_empty(heads * QUERIES * width)
-    past = _past()
+    past, _ = _past()
     for start in range(0, width, QUERIES):
         stop = min(start + QUERIES, width)
         if widths[heads - 1] <= start:
             heads = sum(tokens > start for tokens in widths)
             q, e, keys, to = q[:heads], e[:heads], keys[:heads], to[:heads]
         weights = tile[: heads * (stop - start) * stop].view(heads, stop - start, stop)
-        torch.bmm(q[:, start:stop], keys[..., :stop], out=weights).exp_()
+        torch.bmm(q[:, start:stop], keys[..., :stop], out=weights)
+        if not bounded:
+            weights[..., start:].sub_(_past()[1][: stop - start, : stop - start])  # what is later is not the largest
+            bam_loops.lower(weights, weights.amax(-1))
+        weights.exp_()
         weights[..., start:].mul_(past[: stop - start, : stop - start])  # exp(-inf) takes twenty times as long
         torch.bmm(weights, e[:, :stop], out=to[:, start:stop])
     return out
 
 
 @functools.cache
-def _past() -> Tensor:
-    """(QUERIES, QUERIES), one where a key is not later than its query."""
-    return torch.ones(QUERIES, QUERIES).tril_()
+def _past() -> tuple[Tensor, Tensor]:
+    """(QUERIES, QUERIES): one where a key is not later than its query; no less than any logit where it is."""
+    past = torch.ones(QUERIES, QUERIES).tril_()
+    return past, 1e30 * (1 - past)
 
 
 def _softmax(q: Tensor, e: Tensor, out: Tensor, widths: list[int]) -> Tensor:
-    """As `_exponentials`, for logits of any size, and divided by the sum of the weights."""
+    """As `_exponentials`, for logits of any size and without loops; divided by the sum of the weights."""
     queries = F.pad(q, (0, e.shape[2] - q.shape[2]))[:, None]
     seen = F.scaled_dot_product_attention(queries, e[:, None], e[:, None], is_causal=True, scale=1.0)
     return out.copy_(seen[:, 0])

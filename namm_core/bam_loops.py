@@ -13,6 +13,9 @@ from torch import Tensor
 
 from namm_core.loops import compiled
 
+LOWEST = -80.0
+"""What a logit may lie below the largest: its weight is nothing beside that one's, and yet no denormal number."""
+
 
 def centre(prepared: dict[str, Tensor], rows: np.ndarray, ends: np.ndarray, both: Tensor) -> None:
     """Both matrices that a head's embeddings are multiplied by, side by side, into both (heads, n, 2 * size).
@@ -32,6 +35,11 @@ def within(products: Tensor, ends: np.ndarray, widths: np.ndarray, bound: float)
     return _loops()[1](products.numpy(), ends, widths, bound)
 
 
+def lower(logits: Tensor, by: Tensor) -> None:
+    """Lowers the logits (heads, queries, keys) of each query by a number, (heads, queries), but not below LOWEST."""
+    _loops()[3](logits.numpy(), by.numpy(), np.float32(LOWEST))
+
+
 def finish(products: Tensor, seen: Tensor, one: int, heads: np.ndarray, widths: np.ndarray, out: Tensor) -> None:
     """Scores, newest last, to the right in out (heads of the layer, columns).
 
@@ -42,8 +50,8 @@ def finish(products: Tensor, seen: Tensor, one: int, heads: np.ndarray, widths: 
 
 
 @functools.cache
-def _loops() -> tuple[Callable, Callable, Callable]:
-    """The loops of `centre`, `within` and `finish`."""
+def _loops() -> tuple[Callable, Callable, Callable, Callable]:
+    """The loops of `centre`, `within`, `finish` and `lower`."""
 
     @compiled("void(float32[:,:,:], float32[:,:,:], int64[::1], float32[:,:,::1], float32[:,:,::1])")
     def centre(logits, own, rows, ends, both):
@@ -81,4 +89,14 @@ def _loops() -> tuple[Callable, Callable, Callable]:
                     total += own[j] * other[j]
                 to[columns - 1 - token] = total / other[one]
 
-    return centre, within, finish
+    @compiled("void(float32[:,:,::1], float32[:,::1], float32)")
+    def lower(logits, by, lowest):
+        heads, queries, keys = logits.shape
+        for head in range(heads):
+            for query in range(queries):
+                row, shift = logits[head, query], by[head, query]
+                for key in range(keys):
+                    x = row[key] - shift
+                    row[key] = lowest if x < lowest else x
+
+    return centre, within, finish, lower
