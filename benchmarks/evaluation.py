@@ -26,7 +26,7 @@ from workers.evaluator import Evaluator
 from workers.unit import PolicySpec, SampleRef, Unit
 
 KINDS = ("resident", "passkey", "topic", "latest")
-SAMPLES, ROUNDS, SIGMA = 16, 7, 0.065
+SAMPLES, ROUNDS, SIGMA = 16, 5, 0.065
 
 
 def serve(memory: str) -> None:

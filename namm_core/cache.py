@@ -21,7 +21,7 @@ from namm_core.holding import Held
 from namm_core.packing import Packing
 from namm_core.policies.base import Policy, View, Watch
 from namm_core.room import added, lengthened, roomy
-from namm_core.tiles import Whole
+from namm_core.tiles import Whole, longest_rows
 
 
 class MemoryLayer(CacheLayerMixin):
@@ -151,7 +151,7 @@ class MemoryLayer(CacheLayerMixin):
         """(rows * kv_heads,) length of the longest key that each head has held since `open`."""
         if self._unmeasured:
             new = self.keys[:, :, self.keys.shape[2] - self._unmeasured :]
-            longest = torch.linalg.vector_norm(new, dim=-1).amax(2).flatten()
+            longest = longest_rows(new.flatten(0, 1))
             self._longest = longest if self._longest is None else torch.maximum(self._longest, longest)
             self._unmeasured = 0
         return self._longest
@@ -195,10 +195,14 @@ class MemoryLayer(CacheLayerMixin):
             if bool(outside.any()):
                 self._pack((self.positions >= 0) & ~outside)
         content = (self.positions, self.keys, self.values, newest, self.row, due, self.index, self.summary)
-        view = View(*content, self.rotary, self.scaling)
-        keep = self.policy.keep(self.state, view)
-        keep = keep | (self.positions == newest[:, None, None]) | ~due[:, None, None]
-        self._pack(keep & (self.positions >= 0))
+        known = self.widths if self.tiled or not self.ragged else None
+        view = View(*content, self.rotary, self.scaling, known)
+        keep = self.policy.keep(self.state, view) | (self.positions == newest[:, None, None])
+        if not all(rows_due):
+            keep |= ~due[:, None, None]
+        if self.ragged:
+            keep &= self.positions >= 0
+        self._pack(keep)
 
     def _pack(self, keep: Tensor) -> None:
         room = max(0, min(self._coming, self.policy.update_interval))

@@ -33,5 +33,7 @@ def compiled(signature: str | None = None) -> Callable[[Callable], Callable]:
 
 def spanned(tensor: Tensor) -> np.ndarray:
     """All that a tensor spans, as one axis: a compiler then knows that numbers lie one after the other."""
-    span = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return tensor.as_strided((span if tensor.numel() else 0,), (1,)).numpy()
+    span = 1
+    for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        span += (n - 1) * stride
+    return tensor.as_strided((max(span, 0),), (1,)).numpy()

@@ -9,6 +9,7 @@ how they watch.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from namm_core.loops import compiled, plain
+from namm_core.loops import compiled, plain, spanned
 
 if TYPE_CHECKING:
     from namm_core.blocks import Block
@@ -142,7 +143,34 @@ def _bounds(layer: MemoryLayer, queries: Tensor, softcap: float | None) -> list[
     """What no logit of each head exceeds in magnitude: the product of its longest query and key, or the cap."""
     if softcap is not None:
         return [softcap] * len(queries)
-    return (torch.linalg.vector_norm(queries, dim=-1).amax((1, 2)) * layer.longest_keys()).tolist()
+    return (longest_rows(queries.flatten(1, 2)) * layer.longest_keys()).tolist()
+
+
+def longest_rows(x: Tensor) -> Tensor:
+    """(heads,) length of the longest of each head's vectors; x: (heads, tokens, size), numbers of one dense."""
+    if not plain(x):
+        return torch.linalg.vector_norm(x, dim=-1).amax(1)
+    found = x.new_empty(len(x))
+    _measuring()(spanned(x), *x.stride()[:2], x.shape[1], x.shape[2], found.numpy())
+    return found
+
+
+@functools.cache
+def _measuring() -> Callable:
+    """The loop of `longest_rows`."""
+
+    @compiled("void(float32[::1], int64, int64, int64, int64, float32[::1])")
+    def measured(x, of_head, of_token, tokens, size, found):
+        for head in range(len(found)):
+            largest = np.float32(0)
+            for token in range(tokens):
+                start, square = head * of_head + token * of_token, np.float32(0)
+                for k in range(start, start + size):
+                    square += x[k] * x[k]
+                largest = square if square > largest else largest
+            found[head] = math.sqrt(largest)
+
+    return measured
 
 
 @functools.lru_cache(maxsize=16)

@@ -43,9 +43,13 @@ class View:
     """The layer's rotary embedding; None where there is none that is known (`namm_core.rotary`)."""
     scaling: float = 1.0
     """Attention logits are query . key times this."""
+    counts: list[int] | None = None
+    """Tokens of each head, rows end to end, where they are known."""
 
     def widths(self) -> list[int]:
         """Tokens of each head, rows end to end; all columns where counting them would mean waiting for a device."""
+        if self.counts is not None:
+            return self.counts
         if self.positions.device.type == "cpu":
             columns = self.positions.shape[-1]
             return [columns - int(head.searchsorted(0)) for head in self.positions.flatten(0, 1).numpy()]
