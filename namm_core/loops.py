@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from types import FunctionType
 
 import numpy as np
 import torch
@@ -24,11 +25,26 @@ def plain(*tensors: Tensor) -> bool:
 def compiled(signature: str | None = None) -> Callable[[Callable], Callable]:
     """Decorator of a loop over arrays, compiled for this signature at once, or for what it first meets.
 
-    Only where numba is installed. Additions and multiplications may be fused and reordered; not a number and infinities
-    stay what they are.
+    Only where numba is installed. What is compiled is kept beside the file, or in the user's cache, for others.
+    Additions and multiplications may be fused and reordered; not a number and infinities stay what they are.
     """
     njit = importlib.import_module("numba").njit  # by name: a copy that travels with a memory does without
-    return njit(*[signature] * (signature is not None), fastmath={"contract", "reassoc", "nsz"}, nogil=True)
+    types, options = [signature] * (signature is not None), {"fastmath": {"contract", "reassoc", "nsz"}, "nogil": True}
+
+    def decorated(loop: Callable) -> Callable:
+        try:
+            return njit(*types, cache=True, **options)(loop)
+        except RuntimeError:  # no folder to keep it in
+            return njit(*types, **options)(loop)
+
+    return decorated
+
+
+def named(loop: Callable, name: str, **others: object) -> Callable:
+    """The same function by another name, in which `others` stand for what it calls by these names."""
+    function = FunctionType(loop.__code__, {**loop.__globals__, **others}, name)
+    function.__qualname__ = name
+    return function
 
 
 def spanned(tensor: Tensor) -> np.ndarray:

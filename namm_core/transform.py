@@ -15,10 +15,12 @@ import numpy as np
 from torch import Tensor
 
 from namm_core.config import NammConfig
-from namm_core.loops import compiled, plain, spanned
+from namm_core.loops import compiled, named, plain, spanned
 
 KEYS = 64
 """Keys at a time: a frame of them, and their averages, lie in the first-level cache."""
+u = np.uint64
+"""In the loops, of indices that are known not to be negative: nothing is asked of them then."""
 LENGTHS = (8, 16, 32, 64)
 """Frames that are written out; all others go through matrix products (`namm_core.spectrogram`)."""
 
@@ -49,83 +51,81 @@ def advance(
     if scale is None:
         scale = weights.new_ones(heads, groups, queries)
     held = [piece for tensor in (average, carried, pending) for piece in (spanned(tensor), *tensor.stride()[:2])]
-    _compiled(config.n_fft)(weights.numpy(), scale.numpy(), *held, phase, np.float32(decay))
+    _loop(config.n_fft)(weights.numpy(), scale.numpy(), *held, config.hop, phase, np.float32(decay))
     return (phase + queries) % config.hop
 
 
 @functools.cache
-def _compiled(n: int) -> Callable:
+def _loop(n: int) -> Callable:
     """The loop of `advance` for frames of n queries."""
-    magnitudes, hop = _magnitudes(n), n // 2
+    return compiled()(named(_tile, f"tile_{n}", _copied=compiled()(_copied), _magnitudes=_written(n)))
 
-    u = np.uint64  # of an index that is known not to be negative, nothing is asked
 
-    @compiled()
-    def copied(source, start, to, place, count):
-        for k in range(u(count)):
-            to[u(place) + k] = source[u(start) + k]
+def _copied(source, start, to, place, count):
+    for k in range(u(count)):
+        to[u(place) + k] = source[u(start) + k]
 
-    @compiled()
-    def tile(weights, scale, average, head_a, row_a, carried, head_c, row_c, pending, head_p, row_p, phase, decay):
-        heads, groups, queries, keys = weights.shape
-        flat, frames, share = (
-            weights.reshape(weights.size),
-            (phase + queries) // hop,
-            np.float32(1) / np.float32(groups),
-        )
-        first, second = np.zeros(hop * KEYS, np.float32), np.zeros(hop * KEYS, np.float32)
-        total = np.empty((hop + 1) * KEYS, np.float32)
-        faded = np.float32(1)
-        for _ in range(frames):
-            faded *= decay
-        fresh = 1 - decay
-        for head in range(heads):
-            for start in range(0, keys, KEYS):
-                width = min(KEYS, keys - start)
-                for m in range(hop):
-                    copied(carried, head * head_c + m * row_c + start, first, m * KEYS, width)
-                total[:] = 0
-                for at in range(phase + queries):
-                    m = at % hop
-                    if at < phase:
-                        copied(pending, head * head_p + m * row_p + start, second, m * KEYS, width)
-                    else:
-                        query, to = at - phase, u(m * KEYS)
-                        row = u((head * groups * queries + query) * keys + start)
-                        a = scale[head, 0, query] * share
-                        if groups == 1:
-                            for k in range(u(width)):
-                                second[to + k] = flat[row + k] * a
-                        else:
-                            other, b = row + u(queries * keys), scale[head, 1, query] * share
-                            for k in range(u(width)):
-                                second[to + k] = flat[row + k] * a + flat[other + k] * b
-                        for group in range(2, groups):
-                            other, b = row + u(group * queries * keys), scale[head, group, query] * share
-                            for k in range(u(width)):
-                                second[to + k] += flat[other + k] * b
-                    if m == hop - 1:
-                        magnitudes(first, second, total, decay)
-                        first[:] = second
-                if frames:
-                    for m in range(hop + 1):
-                        to, added = u(head * head_a + m * row_a + start), u(m * KEYS)
+
+def _magnitudes(first, second, total, decay):
+    """total = decay * total + magnitudes of one frame of KEYS keys; `_written` makes it, for each length.
+
+    first, second: the frame's halves (n / 2 * KEYS,); total: ((n / 2 + 1) * KEYS,), all float32.
+    """
+    raise NotImplementedError
+
+
+def _tile(weights, scale, average, head_a, row_a, carried, head_c, row_c, pending, head_p, row_p, hop, phase, decay):
+    heads, groups, queries, keys = weights.shape
+    flat, share = weights.reshape(weights.size), np.float32(1) / np.float32(groups)
+    frames = (phase + queries) // hop
+    first, second = np.zeros(hop * KEYS, np.float32), np.zeros(hop * KEYS, np.float32)
+    total = np.empty((hop + 1) * KEYS, np.float32)
+    faded = np.float32(1)
+    for _ in range(frames):
+        faded *= decay
+    fresh = 1 - decay
+    for head in range(heads):
+        for start in range(0, keys, KEYS):
+            width = min(KEYS, keys - start)
+            for m in range(hop):
+                _copied(carried, head * head_c + m * row_c + start, first, m * KEYS, width)
+            total[:] = 0
+            for at in range(phase + queries):
+                m = at % hop
+                if at < phase:
+                    _copied(pending, head * head_p + m * row_p + start, second, m * KEYS, width)
+                else:
+                    query, to = at - phase, u(m * KEYS)
+                    row = u((head * groups * queries + query) * keys + start)
+                    a = scale[head, 0, query] * share
+                    if groups == 1:
                         for k in range(u(width)):
-                            average[to + k] = average[to + k] * faded + total[added + k] * fresh
-                    for m in range(hop):
-                        copied(first, m * KEYS, carried, head * head_c + m * row_c + start, width)
-                for m in range((phase + queries) % hop):
-                    copied(second, m * KEYS, pending, head * head_p + m * row_p + start, width)
-
-    return tile
+                            second[to + k] = flat[row + k] * a
+                    else:
+                        other, b = row + u(queries * keys), scale[head, 1, query] * share
+                        for k in range(u(width)):
+                            second[to + k] = flat[row + k] * a + flat[other + k] * b
+                    for group in range(2, groups):
+                        other, b = row + u(group * queries * keys), scale[head, group, query] * share
+                        for k in range(u(width)):
+                            second[to + k] += flat[other + k] * b
+                if m == hop - 1:
+                    _magnitudes(first, second, total, decay)
+                    first[:] = second
+            if frames:
+                for m in range(hop + 1):
+                    to, added = u(head * head_a + m * row_a + start), u(m * KEYS)
+                    for k in range(u(width)):
+                        average[to + k] = average[to + k] * faded + total[added + k] * fresh
+                for m in range(hop):
+                    _copied(first, m * KEYS, carried, head * head_c + m * row_c + start, width)
+            for m in range((phase + queries) % hop):
+                _copied(second, m * KEYS, pending, head * head_p + m * row_p + start, width)
 
 
 @functools.cache
-def _magnitudes(n: int) -> Callable:
-    """Compiled (first, second, total, decay): total = decay * total + magnitudes of one frame of KEYS keys.
-
-    first, second: the frame's halves (n / 2 * KEYS,); total: ((n / 2 + 1) * KEYS,), all float32. The window is applied.
-    """
+def _written(n: int) -> Callable:
+    """`_magnitudes` for frames of n queries, written out and compiled."""
     code, constants = _Code(), {"sqrt": math.sqrt}
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)  # periodic Hann
     x = []
@@ -136,8 +136,8 @@ def _magnitudes(n: int) -> Callable:
     body = "\n        ".join(code.lines)
     source = f"def magnitudes(first, second, total, decay):\n    for k in range({KEYS}):\n        {body}\n"
     constants |= code.constants
-    exec(compile(source, f"<{__name__}: {n} points>", "exec"), constants)
-    return compiled()(constants["magnitudes"])
+    exec(compile(source, __file__, "exec"), constants)  # of this file: so its compiled form can be kept
+    return compiled()(named(constants["magnitudes"], f"magnitudes_{n}"))
 
 
 class _Code:
