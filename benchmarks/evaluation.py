@@ -1,11 +1,11 @@
-"""How fast the main job's evaluations are: one candidate and one sample a call, as `make evolve` asks for them.
+"""How fast the main job's evaluations are, as many candidates to a call as `make evolve` asks for (`workers`).
 
     python -m benchmarks.evaluation [other checkout]
 
-Process time of `workers.evaluator` on configs/recall.yaml's model and training samples, one thread, for the full cache,
-for candidates around the shipped memory (as far from it as the search draws them) and for a theta that keeps everything;
-medians over rounds. Given another checkout of this repository, for instance the commit before a change, a process of its
-own there does the same in the same rounds, and what both found is compared.
+Process time of `workers.evaluator` on configs/recall.yaml's model and training samples, one thread, for the full
+cache, for candidates around the shipped memory (as far from it as the search draws them) and for a theta that keeps
+everything; medians over rounds. Given another checkout of this repository, for instance the commit before a change, a
+process of its own there does the same in the same rounds, and what both found is compared.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from namm_core import Namm, NammConfig
 from workers.config import EvaluatorConfig, ModelConfig
@@ -26,7 +27,9 @@ from workers.evaluator import Evaluator
 from workers.unit import PolicySpec, SampleRef, Unit
 
 KINDS = ("resident", "passkey", "topic", "latest")
-SAMPLES, ROUNDS, SIGMA = 16, 5, 0.065
+"""Of the samples, one a kind; each is shown to as many candidates."""
+CANDIDATES, ROUNDS, SIGMA = 16, 7, 0.065
+EACH = CANDIDATES // len(KINDS)
 
 
 def serve(memory: str) -> None:
@@ -37,21 +40,23 @@ def serve(memory: str) -> None:
     namm = Namm.from_pretrained(memory)
     found = namm.statistics.mean.numpy(), namm.statistics.var.numpy(), namm.statistics.count
     theta, random = namm.theta.numpy(), np.random.default_rng(0)
-    near = [theta + SIGMA * random.standard_normal(len(theta)).astype(np.float32) for _ in range(SAMPLES)]
+    near = [theta + SIGMA * random.standard_normal(len(theta)).astype(np.float32) for _ in range(CANDIDATES)]
     cases = {
-        "full": [PolicySpec("full")] * SAMPLES,
+        "full": [PolicySpec("full")] * CANDIDATES,
         "candidates": [PolicySpec("namm", candidate, found) for candidate in near],
-        "keeps all": [PolicySpec("namm", np.zeros_like(theta), found)] * SAMPLES,
+        "keeps all": [PolicySpec("namm", np.zeros_like(theta), found)] * CANDIDATES,
     }
-    samples = [SampleRef(KINDS[i % len(KINDS)], "train", i) for i in range(SAMPLES)]
+    together = yaml.safe_load(Path("configs/recall.yaml").read_text()).get("workers", {}).get("candidates_per_call", 1)
     for line in sys.stdin:
-        results, spent = [], []
-        for policy, sample in zip(cases[line.strip()], samples, strict=True):
+        policies, results, spent = cases[line.strip()], [], 0.0
+        step = 1 if policies[0].name == "full" else together
+        for i in range(0, CANDIDATES, step):
+            sample = SampleRef(KINDS[i // EACH], "train", i // EACH)
             start = time.process_time()
-            [[result]] = evaluator._evaluate(Unit((policy,), (sample,)))  # not from a cache of scores
-            spent.append(time.process_time() - start)
-            results.append([result.score, result.logprob, result.kept])
-        print(json.dumps([statistics.mean(spent), results]), flush=True)
+            found_here = evaluator._evaluate(Unit(tuple(policies[i : i + step]), (sample,)))  # no scores from a cache
+            spent += time.process_time() - start
+            results += [[result.score, result.logprob, result.kept] for [result] in found_here]
+        print(json.dumps([spent / CANDIDATES, results]), flush=True)
 
 
 def main() -> None:
@@ -76,15 +81,14 @@ def main() -> None:
                     seconds.setdefault((i, name), []).append(spent)
     for (i, name), spent in sorted(seconds.items()):
         median, results = statistics.median(spent), found[i, name]
-        print(
-            f"{'this' if i == 0 else 'other'} checkout, {name}: {1000 * median:.0f} ms, kept {results[:, 2].mean():.3f}, "
-            f"of full {statistics.median(seconds[i, 'full']) / median:.2f}"
-        )
+        of_full = statistics.median(seconds[i, "full"]) / median
+        which = "this checkout" if i == 0 else "other checkout"
+        print(f"{which}, {name}: {1000 * median:.0f} ms, kept {results[:, 2].mean():.3f}, of full {of_full:.2f}")
     for name in ("full", "candidates", "keeps all") if len(folders) > 1 else ():
         ratios = [b / a for a, b in zip(seconds[0, name], seconds[1, name], strict=True)]
         apart = np.abs(found[0, name] - found[1, name]).max(axis=0)
         print(
-            f"{name}: {statistics.median(ratios):.2f} times as fast as the other ({min(ratios):.2f} to {max(ratios):.2f}); "
+            f"{name}: {statistics.median(ratios):.2f} times the other's speed ({min(ratios):.2f} to {max(ratios):.2f}); "
             f"results differ by at most {apart[0]:.2g} (score), {apart[1]:.2g} (log-probability), {apart[2]:.2g} (kept)"
         )
     for server in servers:
