@@ -88,7 +88,7 @@ def main() -> None:
         ratios = [b / a for a, b in zip(seconds[0, name], seconds[1, name], strict=True)]
         apart = np.abs(found[0, name] - found[1, name]).max(axis=0)
         print(
-            f"{name}: {statistics.median(ratios):.2f} times the other's speed ({min(ratios):.2f} to {max(ratios):.2f}); "
+            f"{name}: {statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f}); "
             f"results differ by at most {apart[0]:.2g} (score), {apart[1]:.2g} (log-probability), {apart[2]:.2g} (kept)"
         )
     for server in servers:

@@ -150,7 +150,7 @@ class MemoryLayer(CacheLayerMixin):
     def longest_keys(self) -> Tensor:
         """(rows * kv_heads,) length of the longest key that each head has held since `open`."""
         if self._unmeasured:
-            new = self.keys[:, :, self.keys.shape[2] - self._unmeasured :]
+            new = self.keys[:, :, max(0, self.keys.shape[2] - self._unmeasured) :]  # some may be forgotten by now
             longest = longest_rows(new.flatten(0, 1))
             self._longest = longest if self._longest is None else torch.maximum(self._longest, longest)
             self._unmeasured = 0

@@ -30,12 +30,12 @@ class Packing:
         self._shape, self._room = keep.shape, room
         self.counts: list[int] | None = None
         """Kept columns of each head, rows end to end; None where counting them would mean waiting for a device."""
-        self._loops = loops.NUMBA and keep.device.type == "cpu"
+        self._compiled = loops.NUMBA and keep.device.type == "cpu"
         self._tokens: dict[int, Tensor] = {}
-        if self._loops:
+        if self._compiled:
             self._order = np.empty((keep.shape[:2].numel(), keep.shape[2]), np.uint32)
             self._counts = np.empty(len(self._order), np.int64)
-            _compiled()[0](keep.flatten(0, 1).numpy(), self._order, self._counts)
+            _loops()[0](keep.flatten(0, 1).numpy(), self._order, self._counts)
             self.counts = self._counts.tolist()
             self.most, least = max(self.counts), min(self.counts)
             self.ragged, self.whole = least < self.most, least == keep.shape[2]
@@ -60,15 +60,15 @@ class Packing:
     def positions(self, tensor: Tensor) -> Tensor:
         """(rows, heads, M) of (rows, heads, K) integers; padding is -1."""
         taken = self._taken(tensor[..., None], 1)[..., 0]
-        if not self._loops:
+        if not self._compiled:
             taken.masked_fill_(~self._kept, -1)
         elif self.ragged:
-            _compiled()[3](taken.flatten(0, 1).numpy(), self._counts, self.most)
+            _loops()[3](taken.flatten(0, 1).numpy(), self._counts, self.most)
         return taken[..., : self.most]
 
     def columns(self, tensor: Tensor) -> Tensor:
         """(rows, heads, size, M) of (rows, heads, size, K); padding is zero."""
-        if self._loops:
+        if self._compiled:
             return self._moved(tensor)[..., : self.most]
         index = self._index[:, :, None].expand(*tensor.shape[:3], self._index.shape[-1])
         return tensor.gather(-1, index).masked_fill_(~self._kept[:, :, None], 0.0)[..., : self.most]
@@ -88,9 +88,9 @@ class Packing:
     def _tokens_at(self, pitch: int) -> Tensor:
         """Where each column comes from in a tensor whose heads begin `pitch` tokens apart: (rows, heads, M + room)."""
         if pitch not in self._tokens:
-            if self._loops:
+            if self._compiled:
                 tokens = np.zeros((len(self._order), self.most + self._room), np.int64)
-                _compiled()[1](self._order, self._counts, self.most, pitch, tokens)
+                _loops()[1](self._order, self._counts, self.most, pitch, tokens)
                 self._tokens[pitch] = torch.from_numpy(tokens)
             else:
                 heads = torch.arange(self._shape[:2].numel(), device=self._index.device).view(*self._shape[:2], 1)
@@ -106,12 +106,12 @@ class Packing:
         flat = flat if flat.stride(2) == 1 else flat.contiguous()
         target = to.view(plain).flatten(0, 1).numpy()
         strides = flat.stride()[:2]
-        _compiled()[2](loops.spanned(flat), *strides, self._shape[2], self._order, self._counts, self.most, target)
+        _loops()[2](loops.spanned(flat), *strides, self._shape[2], self._order, self._counts, self.most, target)
         return to
 
 
 @functools.cache
-def _compiled() -> tuple[Callable, ...]:
+def _loops() -> tuple[Callable, ...]:
     """The loops of `Packing`; compiled for each kind of number at its first use in a process."""
 
     @loops.compiled()

@@ -5,7 +5,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from namm_core import MemoryCache, Namm, NammConfig, bam, loops, tiles
+from namm_core.blocks import Block
+from namm_core.cache import MemoryLayer
 from namm_core.generation import prefill
+from namm_core.policies import Streaming
 from namm_core.policies.h2o import H2O
 
 
@@ -81,3 +84,20 @@ def test_what_is_hidden_in_a_tile(monkeypatch, compiled):
     scale = tiles.settle(settled, [10, 0])
     assert torch.equal(settled, weights * seen)
     torch.testing.assert_close(scale, 1 / (weights * seen).sum(-1))
+
+
+def test_the_longest_key_is_found_after_others_were_forgotten():
+    """A bound that misses a key lets exponentials overflow. Keys are measured late where blocks before went untiled."""
+    layer = MemoryLayer(Streaming(budget=64, update_interval=32), 0)
+    random = torch.Generator().manual_seed(0)
+    keys = torch.randn(1, 2, 96, 8, generator=random)
+    keys[0, :, 0] *= 100  # a sink, which stays
+    layer.lazy_initialization(keys[:, :, :0], keys[:, :, :0])
+    layer.open(96)
+    for block in layer.plan(96, None):
+        layer.append(block.take(keys), block.take(keys), block)
+        layer.finish(block, None)
+    assert layer.keys.shape[2] == 64
+    torch.testing.assert_close(layer.longest_keys(), keys[0, :, 0].norm(dim=-1))
+    layer.append(keys[:, :, :1] * 2, keys[:, :, :1], Block([96], [1], [False], slice(0, 1)))
+    torch.testing.assert_close(layer.longest_keys(), 2 * keys[0, :, 0].norm(dim=-1))
