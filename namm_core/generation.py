@@ -50,7 +50,7 @@ def answer(
     rows = len(prompts)
     limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else max_new_tokens
     past: Cache = DynamicCache(config=model.config) if cache is None else cache
-    first, mask = prefill(model, prompts, past)
+    first, mask = prefill(model, prompts, past, goes_on=model.device.type == "cpu")
     kept = [[1.0] * len(past.layers)] * rows if cache is None else cache.kept_fractions()
     scored = decoding.along(model, past, first, mask, references, limits)
     wanted = torch.nn.utils.rnn.pad_sequence(references, batch_first=True).to(scored.device)
@@ -61,11 +61,12 @@ def answer(
     ]
 
 
-def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache) -> tuple[Tensor, Tensor]:
+def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache, goes_on: bool = False) -> tuple[Tensor, Tensor]:
     """Reads all prompts, ids or embeddings, rows padded on the right, into the fresh cache `past`.
 
     What precedes the first update is the same for all candidates of a sample, and computed once. Long prompts are read
-    in several calls, which changes nothing.
+    in several calls, which changes nothing. goes_on: whether `past` is used up at once, so that it stays padded, which
+    is faster and takes more memory.
 
     Returns the logits (rows, vocabulary) of each row's last token and the mask (rows, columns) of real tokens.
     """
@@ -90,7 +91,7 @@ def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache) -> tuple
         stop = min(begin + step, fed.shape[1])
         last = ends[(ends >= begin) & (ends < stop)] - begin
         if isinstance(past, MemoryCache):
-            past.keep_open(stop < fed.shape[1])
+            past.keep_open(goes_on or stop < fed.shape[1])
         out = model(
             **{name: fed[:, begin:stop].to(model.device)},
             attention_mask=mask[:, :stop].to(model.device),

@@ -21,6 +21,8 @@ KEYS = 64
 """Keys at a time: a frame of them, and their averages, lie in the first-level cache."""
 u = np.uint64
 """In the loops, of indices that are known not to be negative: nothing is asked of them then."""
+HOP = 16
+"""Queries of a hop, for the loop of each length its own."""
 LENGTHS = (8, 16, 32, 64)
 """Frames that are written out; all others go through matrix products (`namm_core.spectrogram`)."""
 
@@ -51,14 +53,14 @@ def advance(
     if scale is None:
         scale = weights.new_ones(heads, groups, queries)
     held = [piece for tensor in (average, carried, pending) for piece in (spanned(tensor), *tensor.stride()[:2])]
-    _loop(config.n_fft)(weights.numpy(), scale.numpy(), *held, config.hop, phase, np.float32(decay))
+    _loop(config.n_fft)(weights.numpy(), scale.numpy(), *held, phase, np.float32(decay))
     return (phase + queries) % config.hop
 
 
 @functools.cache
 def _loop(n: int) -> Callable:
     """The loop of `advance` for frames of n queries."""
-    return compiled()(named(_tile, f"tile_{n}", _copied=compiled()(_copied), _magnitudes=_written(n)))
+    return compiled()(named(_tile, f"tile_{n}", _copied=compiled()(_copied), _magnitudes=_written(n), HOP=n // 2))
 
 
 def _copied(source, start, to, place, count):
@@ -74,12 +76,12 @@ def _magnitudes(first, second, total, decay):
     raise NotImplementedError
 
 
-def _tile(weights, scale, average, head_a, row_a, carried, head_c, row_c, pending, head_p, row_p, hop, phase, decay):
+def _tile(weights, scale, average, head_a, row_a, carried, head_c, row_c, pending, head_p, row_p, phase, decay):
     heads, groups, queries, keys = weights.shape
     flat, share = weights.reshape(weights.size), np.float32(1) / np.float32(groups)
-    frames = (phase + queries) // hop
-    first, second = np.zeros(hop * KEYS, np.float32), np.zeros(hop * KEYS, np.float32)
-    total = np.empty((hop + 1) * KEYS, np.float32)
+    frames = (phase + queries) // HOP
+    first, second = np.zeros(HOP * KEYS, np.float32), np.zeros(HOP * KEYS, np.float32)
+    total = np.empty((HOP + 1) * KEYS, np.float32)
     faded = np.float32(1)
     for _ in range(frames):
         faded *= decay
@@ -87,11 +89,11 @@ def _tile(weights, scale, average, head_a, row_a, carried, head_c, row_c, pendin
     for head in range(heads):
         for start in range(0, keys, KEYS):
             width = min(KEYS, keys - start)
-            for m in range(hop):
+            for m in range(HOP):
                 _copied(carried, head * head_c + m * row_c + start, first, m * KEYS, width)
             total[:] = 0
             for at in range(phase + queries):
-                m = at % hop
+                m = at % HOP
                 if at < phase:
                     _copied(pending, head * head_p + m * row_p + start, second, m * KEYS, width)
                 else:
@@ -109,17 +111,17 @@ def _tile(weights, scale, average, head_a, row_a, carried, head_c, row_c, pendin
                         other, b = row + u(group * queries * keys), scale[head, group, query] * share
                         for k in range(u(width)):
                             second[to + k] += flat[other + k] * b
-                if m == hop - 1:
+                if m == HOP - 1:
                     _magnitudes(first, second, total, decay)
                     first[:] = second
             if frames:
-                for m in range(hop + 1):
+                for m in range(HOP + 1):
                     to, added = u(head * head_a + m * row_a + start), u(m * KEYS)
                     for k in range(u(width)):
                         average[to + k] = average[to + k] * faded + total[added + k] * fresh
-                for m in range(hop):
+                for m in range(HOP):
                     _copied(first, m * KEYS, carried, head * head_c + m * row_c + start, width)
-            for m in range((phase + queries) % hop):
+            for m in range((phase + queries) % HOP):
                 _copied(second, m * KEYS, pending, head * head_p + m * row_p + start, width)
 
 
