@@ -128,7 +128,7 @@ def _tile(weights, scale, average, head_a, row_a, carried, head_c, row_c, pendin
 @functools.cache
 def _written(n: int) -> Callable:
     """`_magnitudes` for frames of n queries, written out and compiled."""
-    code, constants = _Code(), {"sqrt": math.sqrt}
+    code, constants = _Code(), {"__name__": __name__, "sqrt": math.sqrt}
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)  # periodic Hann
     x = []
     for m in range(n):

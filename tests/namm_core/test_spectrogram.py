@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -52,3 +56,19 @@ def test_tiles_are_as_the_whole(monkeypatch, compiled, n_fft, groups, blocks):
         fed += new
         for name, expected in whole.items():
             torch.testing.assert_close(tiled[name], expected, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_what_is_compiled_is_kept_for_the_next_process(tmp_path):
+    if not loops.NUMBA:
+        pytest.skip("numba is not installed")
+    code = (
+        "import numpy as np, sys; from namm_core import transform\n"
+        "loop = transform._written(8); n = transform.KEYS\n"
+        "total = np.zeros(5 * n, np.float32)\n"
+        "loop(np.ones(4 * n, np.float32), np.ones(4 * n, np.float32), total, np.float32(0.5))\n"
+        "print(round(float(total[0]), 6), sum(loop.stats.cache_hits.values()))"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for hits in (0, 1):
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.stdout.split() == ["4.0", str(hits)], done.stderr  # the window's sum at frequency 0
