@@ -28,7 +28,7 @@ from workers.unit import PolicySpec, SampleRef, Unit
 
 KINDS = ("resident", "passkey", "topic", "latest")
 """Of the samples, one a kind; each is shown to as many candidates."""
-CANDIDATES, ROUNDS, SIGMA = 16, 7, 0.065
+CANDIDATES, ROUNDS, SIGMA = 32, 4, 0.065
 EACH = CANDIDATES // len(KINDS)
 
 

@@ -41,7 +41,8 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, soft
     rows, heads, new, size = query.shape
     kv_heads, columns = layer.keys.shape[1:3]
     groups, lowest = heads // kv_heads, torch.finfo(query.dtype).min
-    queries = (query * scaling).reshape(rows * kv_heads, groups, new, size)  # query head h reads KV head h // groups
+    queries = torch.mul(query, scaling, out=query.new_empty(query.shape))  # head after head, which a product may not be
+    queries = queries.view(rows * kv_heads, groups, new, size)  # query head h reads KV head h // groups
     keys, values = layer.keys.flatten(0, 1).transpose(1, 2), layer.values.flatten(0, 1)
     padding = (layer.positions < 0).flatten(0, 1) if layer.ragged else None
     out = queries.new_empty(rows * kv_heads, groups, new, values.shape[-1])
