@@ -66,7 +66,7 @@ class Spectrogram:
 
     def watch(self, state: State, fed: int, new: int, groups: int) -> Watch:
         """Advances the averages by `new` queries tile by tile; writes into `state`. See `policies.base.Watch`."""
-        compiled = transform.serves(self.config.n_fft, state["average"], state["carried"])
+        compiled = transform.serves(self.config.n_fft, state["average"])
         return (_CompiledWatch if compiled else _Watch)(self, state, new, groups)
 
     def _observe_alike(self, state: State, attention: Tensor) -> State:
@@ -159,29 +159,33 @@ class _CompiledWatch:
     def begin(self, heads: slice, first: int) -> None:
         """See `Watch.begin`."""
         self._heads, self._first, self._at = heads, first, self._phase
+        self._carried = self._state["carried"].flatten(0, 1)[heads, :, first:].float()  # held in half precision, a copy
 
     def show(self, weights: Tensor, scale: Tensor | None) -> None:
         """See `Watch.show`."""
         if self._waiting is None and weights.shape[2] % self._config.hop:
             self._wait()
         some = self._heads, slice(None), slice(self._first, self._first + weights.shape[3])
-        average, carried = (self._state[name].flatten(0, 1)[some] for name in ("average", "carried"))
+        average, carried = self._state["average"].flatten(0, 1)[some], self._carried[..., : weights.shape[3]]
         waiting = carried if self._waiting is None else self._waiting.flatten(0, 1)[some]
         self._at = transform.advance(self._config, weights, scale, average, carried, waiting, self._at)
 
     def end(self) -> None:
         """See `Watch.end`."""
+        if self._carried.dtype != self._state["carried"].dtype:
+            self._state["carried"].flatten(0, 1)[self._heads, :, self._first :] = self._carried
 
     def state(self) -> State:
         """See `Watch.state`."""
         if not self._phase and not self._after:
             return self._state
-        return {**self._state, "pending": self._waiting[:, :, : self._after].clone()}
+        pending = self._waiting[:, :, : self._after].to(self._state["pending"].dtype, copy=True)
+        return {**self._state, "pending": pending}
 
     def _wait(self) -> None:
         pending = self._state["pending"]
         rows, heads, phase, keys = pending.shape
-        self._waiting = pending.new_zeros(rows, heads, self._config.hop, keys)
+        self._waiting = torch.zeros(rows, heads, self._config.hop, keys)
         self._waiting[:, :, :phase] = pending
 
 

@@ -27,9 +27,9 @@ LENGTHS = (8, 16, 32, 64)
 """Frames that are written out; all others go through matrix products (`namm_core.spectrogram`)."""
 
 
-def serves(n_fft: int, average: Tensor, carried: Tensor) -> bool:
-    """Whether `advance` can work on such frames, averages and last hops."""
-    return n_fft in LENGTHS and plain(average, carried)
+def serves(n_fft: int, average: Tensor) -> bool:
+    """Whether `advance` can work on such frames and averages."""
+    return n_fft in LENGTHS and plain(average)
 
 
 def advance(

@@ -20,14 +20,16 @@ BLOCKS = ([(24, 16), (8, 5), (3, 3), (13, 13)], [(64, 32)], [(5, 5), (6, 6), (70
 @pytest.mark.parametrize("n_fft", [8, 16, 20, 32, 64, 128])  # 20 and 128 are not compiled
 @pytest.mark.parametrize("groups", [1, 2, 3])
 @pytest.mark.parametrize("blocks", BLOCKS)
-def test_tiles_are_as_the_whole(monkeypatch, compiled, n_fft, groups, blocks):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiles_are_as_the_whole(monkeypatch, compiled, n_fft, groups, blocks, dtype):
     if compiled and not loops.NUMBA:
         pytest.skip("numba is not installed")
     monkeypatch.setattr(loops, "NUMBA", compiled)
     random = torch.Generator().manual_seed(0)
     spectrogram = Spectrogram(NammConfig(8 * n_fft, n_fft, n_fft // 2))
     rows, heads, room = 2, 3, 11  # columns that are not the state's lie between its rows
-    whole = tiled = spectrogram.start(rows, heads, torch.device("cpu"))
+    whole = tiled = spectrogram.start(rows, heads, torch.device("cpu"), dtype)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-3, "atol": 1e-3}
     keys = fed = 0
     for new, step in blocks:
         keys += new
@@ -55,7 +57,7 @@ def test_tiles_are_as_the_whole(monkeypatch, compiled, n_fft, groups, blocks):
         tiled = watch.state()
         fed += new
         for name, expected in whole.items():
-            torch.testing.assert_close(tiled[name], expected, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(tiled[name], expected, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_what_is_compiled_is_kept_for_the_next_process(tmp_path):
