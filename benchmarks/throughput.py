@@ -261,6 +261,8 @@ def measure(bench: Bench, size: tuple[int, float], threads: int, repeats: int, o
     variants = {name: v for name, v in bench.variants(tokens, share).items() if only in name or name in FUSED}
     if threads > 1 or size == SIZES[2]:
         variants.pop(EAGER, None)  # measured once a length
+    if size == SIZES[2]:
+        variants.pop(FUSED[1], None)  # so is this one
     figures = {}
     for name, (rows, run) in variants.items():
         figure = figures[name] = Figure(name, tokens, 1.0, threads, rows, share)
@@ -274,7 +276,7 @@ def measure(bench: Bench, size: tuple[int, float], threads: int, repeats: int, o
         if threads == 1 and rows == 1 and name != EAGER and not quick:
             figure.share = sections(bench.model, run)
     for name, figure in figures.items():
-        if name != EAGER:  # slow, and in no ratio: its first run counts
+        if name != EAGER and repeats:  # slow, and in no ratio: its first run counts
             figure.seconds = []
     for _ in range(repeats):
         for name, (_, run) in variants.items():
@@ -285,9 +287,10 @@ def measure(bench: Bench, size: tuple[int, float], threads: int, repeats: int, o
     return list(figures.values())
 
 
-def ratio(figures: list[Figure]) -> float:
-    """NAMM with 8 candidates, of the better fused full cache."""
-    rates = {figure.variant: figure.rate for figure in figures}
+def ratio(found: list[Figure], figures: list[Figure]) -> float:
+    """NAMM with 8 candidates, of the better fused full cache; what was measured once a length is among all `figures`."""
+    length = found[0].tokens, found[0].threads
+    rates = {f.variant: f.rate for f in [*figures, *found] if (f.tokens, f.threads) == length}
     return rates[NAMM] / max(rates[name] for name in FUSED)
 
 
@@ -324,7 +327,7 @@ def table(figures: list[Figure]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2, help="after a first run; with the second thread count none")
     parser.add_argument(
         "--quick", action="store_true", help="one thread, three repetitions, no profile, nothing written"
     )
@@ -342,14 +345,14 @@ def main() -> int:
                 bench,
                 SIZES[i],
                 threads,
-                options.repeats if threads == options.threads[0] else 1,
+                options.repeats if threads == options.threads[0] else 0,
                 options.only,
                 options.quick,
             )
             figures += found
             if threads == options.threads[0]:
                 name = f"ratio_{tokens}" + (f"_kept{round(100 * share)}" if tokens > 2048 else "")
-                ratios[name] = ratio(found)
+                ratios[name] = ratio(found, figures)
     machine = {
         "processor": processor(),
         "python": platform.python_version(),
