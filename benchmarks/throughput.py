@@ -288,10 +288,10 @@ def measure(bench: Bench, size: tuple[int, float], threads: int, repeats: int, o
 
 
 def ratio(found: list[Figure], figures: list[Figure]) -> float:
-    """NAMM with 8 candidates, of the better fused full cache; what was measured once a length is among all `figures`."""
+    """NAMM with 8 candidates, of the better fused full cache; what is measured once a length is among all `figures`."""
     length = found[0].tokens, found[0].threads
     rates = {f.variant: f.rate for f in [*figures, *found] if (f.tokens, f.threads) == length}
-    return rates[NAMM] / max(rates[name] for name in FUSED)
+    return rates[NAMM] / max(rates[name] for name in FUSED if name in rates)
 
 
 def processor() -> str:
