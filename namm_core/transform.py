@@ -69,11 +69,13 @@ def _copied(source, start, to, place, count):
 
 
 def _magnitudes(first, second, total, decay):
-    """total = decay * total + magnitudes of one frame of KEYS keys; `_written` makes it, for each length.
+    """total = decay * total + magnitudes of one frame of KEYS keys; compiled, `_written` stands for it.
 
     first, second: the frame's halves (n / 2 * KEYS,); total: ((n / 2 + 1) * KEYS,), all float32.
     """
-    raise NotImplementedError
+    frame = np.concatenate([first, second]).reshape(-1, KEYS)
+    seen = np.abs(np.fft.rfft(frame * _window(len(frame))[:, None], axis=0))
+    total[:] = decay * total + seen.ravel()
 
 
 def _tile(weights, scale, average, head_a, row_a, carried, head_c, row_c, pending, head_p, row_p, phase, decay):
@@ -129,8 +131,7 @@ def _tile(weights, scale, average, head_a, row_a, carried, head_c, row_c, pendin
 def _written(n: int) -> Callable:
     """`_magnitudes` for frames of n queries, written out and compiled."""
     code, constants = _Code(), {"__name__": __name__, "sqrt": math.sqrt}
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)  # periodic Hann
-    x = []
+    window, x = _window(n), []
     for m in range(n):
         half, place = ("first", m) if m < n // 2 else ("second", m - n // 2)
         x.append(code.real(f"{half}[{place * KEYS} + k] * {code.constant(window[m])}"))
@@ -140,6 +141,11 @@ def _written(n: int) -> Callable:
     constants |= code.constants
     exec(compile(source, __file__, "exec"), constants)  # of this file: so its compiled form can be kept
     return compiled()(named(constants["magnitudes"], f"magnitudes_{n}"))
+
+
+def _window(n: int) -> np.ndarray:
+    """(n,), the periodic Hann window."""
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
 
 
 class _Code:

@@ -1,9 +1,10 @@
 """Embeddings and scores in compiled loops are those of tensor operations. Three seconds, mostly compiling."""
 
+import numpy as np
 import pytest
 import torch
 
-from namm_core import FeatureStatistics, Namm, NammConfig, bam_loops, loops
+from namm_core import FeatureStatistics, Namm, NammConfig, bam, bam_loops, loops, scorer
 from namm_core.policies.base import View
 
 pytestmark = pytest.mark.skipif(not loops.NUMBA, reason="numba is not installed")
@@ -63,14 +64,17 @@ def test_scores_are_those_of_tensor_operations(monkeypatch, case):
     assert scores.isfinite().all()  # padding too
 
 
-def test_logits_of_one_case_are_bounded_and_those_of_another_are_not(monkeypatch):
-    seen = []
-    within = bam_loops.within
-    monkeypatch.setattr(bam_loops, "within", lambda *arguments: seen.append(within(*arguments)) or seen[-1])
-    state, view = layer(NammConfig(), [[200, 100]])
-    namm(NammConfig()).scores(state, view)
-    namm(NammConfig(), scale=LARGE).scores(state, view)
-    assert seen == [True, False]
+@pytest.mark.parametrize("scale, bounded", [(0.1, True), (LARGE, False)])
+def test_logits_of_one_case_are_bounded_and_those_of_another_are_not(scale, bounded):
+    policy, widths = namm(NammConfig(), scale=scale), np.array([200, 100])
+    state, view = layer(policy.config, [widths.tolist()])
+    n = policy.config.features + 1
+    size = n + -n % 16
+    e, both = torch.zeros(2, 200, size), torch.zeros(2, n, 2 * size)
+    ends = policy._tokens(state, view).write(np.arange(2), widths, e)
+    weights = scorer.unpack(policy.config, policy.theta)
+    bam_loops.centre(scorer.prepare(policy.config, weights), np.zeros(2, np.int64), ends, both)
+    assert bam_loops.within(torch.bmm(e[..., :n], both), ends, widths, bam.LARGEST) is bounded
 
 
 def test_keys_in_half_precision_and_short_positions_change_nothing():

@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from namm_core import NammConfig, loops
+from namm_core import NammConfig, loops, transform
 from namm_core.spectrogram import Spectrogram
 
 BLOCKS = ([(24, 16), (8, 5), (3, 3), (13, 13)], [(64, 32)], [(5, 5), (6, 6), (70, 70)])
@@ -58,6 +59,18 @@ def test_tiles_are_as_the_whole(monkeypatch, compiled, n_fft, groups, blocks, dt
         fed += new
         for name, expected in whole.items():
             torch.testing.assert_close(tiled[name], expected, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("n", transform.LENGTHS)
+def test_written_out_and_compiled_it_is_the_fourier_transform(n):
+    if not loops.NUMBA:
+        pytest.skip("numba is not installed")
+    random, half = np.random.default_rng(0), n // 2 * transform.KEYS
+    first, second = random.random((2, half), dtype=np.float32)
+    found, expected = np.ones((2, (n // 2 + 1) * transform.KEYS), np.float32)
+    transform._written(n)(first, second, found, np.float32(0.5))
+    transform._magnitudes(first, second, expected, 0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_compiled_is_kept_for_the_next_process(tmp_path):
