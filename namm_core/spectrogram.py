@@ -31,7 +31,7 @@ class Spectrogram:
         self.config = config
         n, hop = config.n_fft, config.hop
         m = torch.arange(n, dtype=torch.float64)
-        window = 0.5 - 0.5 * torch.cos(2 * math.pi * m / n)  # periodic Hann
+        window = torch.hann_window(n, dtype=torch.float64)  # periodic
         self._window = window.float().view(2, hop, 1)
         # One step of decimation in frequency: with a, b the windowed halves of a frame, even frequencies are the
         # transform of a + b and odd ones that of a - b. Half the products, and cancellation comes before rounding.
@@ -138,7 +138,7 @@ def _basis(config: NammConfig, frames: int, scale: float, device: torch.device) 
     """
     m = torch.arange(config.n_fft, dtype=torch.float64)
     angle = 2 * math.pi * torch.arange(config.frequencies, dtype=torch.float64)[:, None] * m / config.n_fft
-    window = 0.5 - 0.5 * torch.cos(2 * math.pi * m / config.n_fft)
+    window = torch.hann_window(config.n_fft, dtype=torch.float64)  # periodic
     decay = config.ema**config.hop
     weights = scale * (1 - decay) * decay ** torch.arange(frames - 1, -1, -1, dtype=torch.float64)  # docs/memory.md 4
     basis = torch.cat([torch.cos(angle), torch.sin(angle[1:-1])]) * window

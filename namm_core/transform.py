@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from namm_core.config import NammConfig
@@ -145,7 +146,7 @@ def _written(n: int) -> Callable:
 
 def _window(n: int) -> np.ndarray:
     """(n,), the periodic Hann window."""
-    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
+    return torch.hann_window(n, dtype=torch.float64).numpy()
 
 
 class _Code:
