@@ -42,7 +42,7 @@ headline: setup
 	$(BIN)/python benchmarks/headline.py
 
 model: setup
-	$(BIN)/python -m workers.pretrain --out models/recall-small
+	$(BIN)/python -m workers.pretraining.language --out models/recall-small
 
 # Two at a time, since many tests wait for processes of their own; a file's tests stay together, in order.
 test: setup

@@ -21,13 +21,13 @@ from rich.console import Console
 
 from benchmarks.waiting import WaitingFleet
 from namm_core.config import NammConfig
-from orchestrator.cluster import connected
-from orchestrator.dispatch import Dispatcher
-from orchestrator.evolution import evolve
-from orchestrator.fleet import Fleet, RayFleet
-from orchestrator.journal import Journal
-from orchestrator.search import SearchConfig
+from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.ray_connection import connected
+from orchestrator.dispatch.ray_fleet import Fleet, RayFleet
+from orchestrator.evolution.loop import evolve
+from orchestrator.search.cma_es import SearchConfig
 from orchestrator.spec import FitnessSpec, JobSpec, ValidationSpec, WorkerSpec
+from orchestrator.storage.journal import Journal
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.unit import PolicySpec, SampleRef
 

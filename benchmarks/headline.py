@@ -24,7 +24,8 @@ import numpy as np
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from orchestrator import report, spec  # noqa: E402
+from orchestrator import spec
+from orchestrator.report import summary as report  # noqa: E402
 from orchestrator.spec import JobSpec  # noqa: E402
 from workers.config import EvaluatorConfig  # noqa: E402
 from workers.unit import PolicySpec, SampleRef, Unit  # noqa: E402

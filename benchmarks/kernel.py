@@ -3,7 +3,7 @@
 `make bench-kernel`, or `python -m benchmarks.kernel`. One layer of Llama-3-8B's shape in bf16 takes a block of 512 new
 tokens over caches whose heads hold unequal numbers of tokens, `--keys` on average. *Roofline* is the larger of
 arithmetic over the data sheet's peak and bytes over its bandwidth, for an H100 unless `--tflops` and `--bandwidth` say
-another; *of it* is that over the time taken. *Plain* is `namm_core.tiles` on the same tensors, *sdpa* PyTorch's fused
+another; *of it* is that over the time taken. *Plain* is `attention.tiles` on the same tensors, *sdpa* PyTorch's fused
 attention over heads that all hold as many tokens as the fullest one, without a spectrogram.
 
 Without a GPU it says so in one line. `--small` runs everything once on a tiny layer, on any device (on a CPU with
@@ -25,11 +25,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from namm_core import Namm, fused, tiles
-from namm_core.blocks import Block
+from namm_core import Namm
+from namm_core.attention import fused, tiles
 from namm_core.cache import MemoryLayer
-from namm_core.ragged import Heads
-from orchestrator.sizing import Gpu
+from namm_core.layer.blocks import Block
+from namm_core.layer.ragged import Heads
+from orchestrator.plan.cost import Gpu
 
 ROWS, KEYS = (1, 8), (2048, 8192, 32768)
 SPREAD = 0.5
@@ -67,7 +68,7 @@ class Result:
 
 def measure(shape: Shape, device: torch.device, dtype: torch.dtype, gpu: Gpu) -> Result:
     """All variants on one layer."""
-    from namm_core import kernel
+    from namm_core.attention import triton_kernels as kernel
 
     generator = torch.Generator().manual_seed(0)
     total = shape.rows * shape.kv_heads

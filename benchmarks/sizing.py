@@ -1,4 +1,4 @@
-"""The tables of docs/operations.md: what an evolution takes, by the formulas of `orchestrator.sizing`.
+"""The tables of docs/operations.md: what an evolution takes, by the formulas of `orchestrator.plan.cost`.
 
     python -m benchmarks.sizing
     python -m benchmarks.sizing --tokens 8192 --population 32 --samples 48 --rows 2
@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 
 from namm_core.config import NammConfig
-from orchestrator.sizing import (
+from orchestrator.plan.cost import (
     GIB,
     Gpu,
     Job,

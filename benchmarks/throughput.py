@@ -30,8 +30,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig, StatisticsCollector
+from namm_core.answering import prefill
 from namm_core.cache import MemoryLayer
-from namm_core.generation import prefill
 from namm_core.policies.full import Full
 
 CANDIDATES = 8

@@ -6,7 +6,7 @@ No Ray, no Redis, no tasks. Names are imported when first used, so that configur
 import importlib
 
 _HOMES = {
-    "FeatureStatistics": "statistics",
+    "FeatureStatistics": "scoring.statistics",
     "MemoryCache": "cache",
     "Namm": "namm",
     "NammConfig": "config",

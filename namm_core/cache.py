@@ -4,7 +4,7 @@
     model.generate(input_ids, past_key_values=cache)
 
 Each layer holds its kept keys and values, true positions beside them, and the policy's state of the same tokens
-(`namm_core.holding`). Forgetting happens inside attention (`namm_core.attention`), layer by layer. Knows nothing of
+(`layer.stored`). Forgetting happens inside attention (`attention.function`), layer by layer. Knows nothing of
 how a policy decides.
 """
 
@@ -15,13 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from namm_core import attention, fused, rotary, support
-from namm_core.blocks import Block, plan
-from namm_core.holding import Held
-from namm_core.packing import Packing
+from namm_core import rotary, support
+from namm_core.attention import function as attention
+from namm_core.attention import fused
+from namm_core.attention.tiles import Whole, longest_rows
+from namm_core.layer.blocks import Block, plan
+from namm_core.layer.capacity import added, lengthened, roomy
+from namm_core.layer.packing import Packing
+from namm_core.layer.stored import Held
 from namm_core.policies.base import Policy, View, Watch
-from namm_core.room import added, lengthened, roomy
-from namm_core.tiles import Whole, longest_rows
 
 
 class MemoryLayer(CacheLayerMixin):

@@ -16,14 +16,15 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from namm_core import scorer, sharing
+from namm_core import sharing
+from namm_core.attention.fused import Attended
 from namm_core.config import NammConfig, from_mapping
-from namm_core.embedding import Tokens, ages
-from namm_core.fused import Attended
-from namm_core.packing import Packing
+from namm_core.layer.packing import Packing
 from namm_core.policies.base import State, View, Watch
-from namm_core.spectrogram import Spectrogram
-from namm_core.statistics import FeatureStatistics
+from namm_core.scoring import scorer
+from namm_core.scoring.embedding import Tokens, ages
+from namm_core.scoring.spectrogram import Spectrogram
+from namm_core.scoring.statistics import FeatureStatistics
 
 
 @dataclass

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from namm_core import scorer
 from namm_core.namm import Namm
 from namm_core.policies.base import State, View
+from namm_core.scoring import scorer
 
 BLOCK = 256
 """Tokens whose derivatives are taken at once: bounds the memory for long prompts."""

@@ -69,12 +69,12 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 def custom_generate(config: dict, tensors: dict[str, bytes]) -> dict[str, bytes]:
     """Files of the `custom_generate` folder; config: plain values, tensors: float32 vectors as bytes, by name."""
     modules = _closure(ENTRANCES)
-    sources = {_flat(name): _relative(name, text, modules) for name, text in modules.items()}
+    sources = {_flat(name): _relative(name, text) for name, text in modules.items()}
     digest = hashlib.sha256("".join(sources[name] for name in sorted(sources)).encode()).hexdigest()[:12]
     # Attention functions are registered by name: a copy must not take the place of another version's.
-    registered = sources["attention"].replace('NAME = "namm"', f'NAME = "namm-{digest}"')
-    assert registered != sources["attention"]
-    sources["attention"] = registered
+    registered = sources["attention_function"].replace('NAME = "namm"', f'NAME = "namm-{digest}"')
+    assert registered != sources["attention_function"]
+    sources["attention_function"] = registered
     imports = "\n".join(f"from .{name} import __name__ as _{name}" for name in sorted(sources))
     sources["generate"] = GENERATE.format(imports=imports)
     sources["weights"] = _weights(config, tensors)
@@ -103,27 +103,33 @@ def _closure(entrances: tuple[str, ...]) -> dict[str, str]:
         name = waiting.pop()
         if name not in found:
             found[name] = _file(name).read_text()
-            waiting += [target for _, _, targets in _imports(found[name]) for target in targets]
+            waiting += [module for _, meant in _imports(found[name]) for module, _ in meant]
     return found
 
 
-def _imports(source: str) -> list[tuple[int, str, list[str]]]:
-    """(line, module named, modules meant) of each import from this package."""
+def _imports(source: str) -> list[tuple[ast.ImportFrom, list[tuple[str, str | None]]]]:
+    """Each import from this package, and for each of its names (module meant, name in it; None: the module itself)."""
     found = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
-            bare = node.module == PACKAGE  # from namm_core import attention
-            targets = [f"{PACKAGE}.{alias.name}" for alias in node.names] if bare else [node.module]
-            found.append((node.lineno, node.module, targets))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
+            meant: list[tuple[str, str | None]] = []
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                meant.append((module, None) if _file(module).is_file() else (node.module, alias.name))
+            found.append((node, meant))
     return found
 
 
-def _relative(name: str, source: str, modules: dict[str, str]) -> str:
+def _relative(name: str, source: str) -> str:
     """A module's source with imports as they are among files of one folder."""
     lines = source.splitlines()
-    for line, module, _ in _imports(source):
-        to = "from ." if module == PACKAGE else f"from .{_flat(module)}"
-        lines[line - 1] = lines[line - 1].replace(f"from {module}", to, 1)
+    for node, meant in sorted(_imports(source), key=lambda found: -found[0].lineno):
+        fresh = []
+        for alias, (module, inner) in zip(node.names, meant, strict=True):
+            origin, imported = (".", _flat(module)) if inner is None else (f".{_flat(module)}", inner)
+            called = alias.asname or alias.name
+            fresh.append(f"from {origin} import {imported}" + (f" as {called}" if called != imported else ""))
+        lines[node.lineno - 1 : node.end_lineno] = [" " * node.col_offset + line for line in fresh]
     return NOTE.format(name=name.replace(".", "/")) + "\n".join(lines) + "\n"
 
 

@@ -13,21 +13,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import (
-    curve_tables,
-    evaluate_command,
-    head,
-    inspect_command,
-    report,
-    runs,
-    services,
-    spec,
-    transfer_command,
-)
-from orchestrator.dispatch import WorkFailed
-from orchestrator.job import run
-from orchestrator.workplace import RUNS
-from workers.prompts import masked_url
+from orchestrator import spec
+from orchestrator.commands import evaluate as evaluate_command
+from orchestrator.commands import inspect as inspect_command
+from orchestrator.commands import transfer as transfer_command
+from orchestrator.dispatch.dispatcher import WorkFailed
+from orchestrator.evaluation import curve_tables
+from orchestrator.evolve_job import run
+from orchestrator.report import runs
+from orchestrator.report import summary as report
+from orchestrator.services import head
+from orchestrator.services import redis_server as services
+from orchestrator.session import RUNS
+from workers.array_cache import masked_url
 
 INTERRUPTED = 130
 ASSUMED = ("tflops", "kept", "tokens")
@@ -100,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evolve(options: argparse.Namespace) -> int:
-    from orchestrator.display import shown
+    from orchestrator.report.progress import shown
 
     if options.config is None:
         raise ValueError("which job? namm evolve CONFIG.yaml, or namm evolve --resume RUN")
@@ -119,8 +117,8 @@ def _evolve(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from orchestrator import plan_page
-    from orchestrator.plan import Assumed, plan
+    from orchestrator.plan import page as plan_page
+    from orchestrator.plan.plan import Assumed, plan
 
     path = Path(options.config)
     if options.resume and not path.is_file() and "://" not in options.config:
@@ -134,7 +132,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _job(options: argparse.Namespace) -> spec.JobSpec:
     """The job that is meant: a file; with --resume also a run by name, folder or storage URL."""
     if options.resume and "://" in options.config:
-        from orchestrator import storage
+        from orchestrator.storage import mirror as storage
 
         text = storage.fetch(options.config, "job.yaml")
         if text is None:

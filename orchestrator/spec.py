@@ -16,10 +16,10 @@ from typing import Any, Literal
 import yaml
 
 from namm_core.config import NammConfig, from_mapping
-from orchestrator import files
-from orchestrator.racing import RacingSpec
-from orchestrator.search import SearchConfig
-from orchestrator.stages import RestartSpec, StageSpec, StopSpec, search_of
+from orchestrator.search.cma_es import SearchConfig
+from orchestrator.search.racing import RacingSpec
+from orchestrator.search.stage_rules import RestartSpec, StageSpec, StopSpec, search_of
+from orchestrator.storage import files
 from workers.config import ModelConfig, PromptConfig
 
 Kinds = tuple[str, ...]

@@ -18,8 +18,8 @@ import torch
 from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector, policies
 from namm_core.policies import Oracle, Policy
 from workers import targets
+from workers.array_cache import PromptStore, content_key
 from workers.config import EvaluatorConfig
-from workers.prompts import PromptStore, content_key
 from workers.targets.base import Shown
 from workers.timing import Timing
 from workers.unit import PolicySpec, SampleRef, SampleResult, Unit

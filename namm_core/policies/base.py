@@ -85,7 +85,7 @@ class Policy(Protocol):
     A policy may offer `watch(state, fed, new, groups) -> Watch` beside `observe`, to see a block of `new` queries, the
     same in all rows, in tiles that are still in the processor's cache; it may write into `state`, whose keys include
     the block's own. It may also offer `advances`, a bool, and `advance(state, attended, fed) -> State`, which does the
-    same where a kernel has left a `namm_core.fused.Attended` and no tile of attention.
+    same where a kernel has left a `namm_core.attention.fused.Attended` and no tile of attention.
     """
 
     update_interval: int

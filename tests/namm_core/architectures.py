@@ -13,7 +13,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from reference import Reference
 from torch import Tensor
 from transformers import (
     AttentionInterface,
@@ -31,6 +30,8 @@ from transformers import (
     Qwen3Config,
 )
 from transformers.masking_utils import AttentionMaskInterface
+
+from tests.namm_core.reference import Reference
 
 NAME = "reference_reader"
 VOCABULARY = 97

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from reference import Statistics
 from safetensors.numpy import load_file
+
+from tests.namm_core.reference import Statistics
 
 COMPONENTS = [
     "component_b1_n64_raw_0",

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from reference import Reference, Statistics
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import AttentionMaskInterface
+
+from tests.namm_core.reference import Reference, Statistics
 
 NAME = "reference_visible"
 

@@ -12,12 +12,22 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from architectures import CONFIGS, SLIDING, WINDOW, ByNamm, ByReceived, ByRecency, Reader, small_model, text
-from reference import NUM_PARAMETERS, Reference, Statistics
 from transformers import LlamaForCausalLM
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig
 from namm_core.policies import H2O, Full, Streaming
+from tests.namm_core.architectures import (
+    CONFIGS,
+    SLIDING,
+    WINDOW,
+    ByNamm,
+    ByReceived,
+    ByRecency,
+    Reader,
+    small_model,
+    text,
+)
+from tests.namm_core.reference import NUM_PARAMETERS, Reference, Statistics
 
 INTERVAL, PROMPT, NEW = 16, 90, 8  # an update falls due in decode, at 96, and a tail is left over
 CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"

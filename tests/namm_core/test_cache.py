@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from namm_core import MemoryCache, Namm, NammConfig
-from namm_core.generation import answer
+from namm_core.answering import answer
 from namm_core.policies import Full, Streaming
 
 

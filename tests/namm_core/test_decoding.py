@@ -6,12 +6,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from architectures import CONFIGS
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from namm_core import MemoryCache, Namm, NammConfig, policies
-from namm_core.generation import Answer, answer
+from namm_core.answering import Answer, answer
+from tests.namm_core.architectures import CONFIGS
 
 INTERVAL, LIMIT = 16, 12
 LENGTHS = (76, 61, 70, 90)

@@ -7,10 +7,10 @@ logits within 1e-4.
 import numpy as np
 import pytest
 import torch
-from recordings import COMPONENTS, RUNS, Component, Run
 from transformers import AutoModelForCausalLM
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig
+from tests.namm_core.recordings import COMPONENTS, RUNS, Component, Run
 
 LAYERS = range(3)
 

@@ -5,10 +5,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from reference import NUM_PARAMETERS, Reference
-from reference_model import run, tiny_llama
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig, StatisticsCollector
+from tests.namm_core.reference import NUM_PARAMETERS, Reference
+from tests.namm_core.reference_model import run, tiny_llama
 
 INTERVAL = 32
 LENGTHS = (110, 83, 32, 17)  # two with a tail, one that ends at an update, one before any

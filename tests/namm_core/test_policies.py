@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import reference_policies as reference
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from namm_core import MemoryCache, Namm, NammConfig, policies
 from namm_core.policies import H2O, L2, Budgeted, ExpectedAttention, Full, Oracle, Random, SnapKV
+from tests.namm_core import reference_policies as reference
 
 INTERVAL, TOKENS = 32, 150
 

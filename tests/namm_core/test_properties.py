@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference import HOP, NUM_PARAMETERS, Reference, Statistics, moving_average, select, spectrogram
 
 from namm_core import FeatureStatistics, Namm, NammConfig
-from namm_core.spectrogram import Spectrogram
+from namm_core.scoring.spectrogram import Spectrogram
+from tests.namm_core.reference import HOP, NUM_PARAMETERS, Reference, Statistics, moving_average, select, spectrogram
 
 PADDING = ["front", "behind the old", "scattered"]
 slow_oracle = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

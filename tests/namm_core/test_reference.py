@@ -6,8 +6,9 @@ conventions barely change the kept sets.
 
 import numpy as np
 import pytest
-from recordings import COMPONENTS, Component
-from reference import Reference, Statistics, select
+
+from tests.namm_core.recordings import COMPONENTS, Component
+from tests.namm_core.reference import Reference, Statistics, select
 
 
 def assert_close(actual, expected, tolerance, what):

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.journal import Journal
+from orchestrator.storage.journal import Journal
 from workers.unit import SampleRef, SampleResult
 
 ROOT = Path(__file__).resolve().parents[2]

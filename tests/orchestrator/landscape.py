@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from orchestrator.evolution import Outcome, evolve
-from orchestrator.search import SearchConfig
+from orchestrator.evolution.loop import Outcome, evolve
+from orchestrator.search.cma_es import SearchConfig
 from orchestrator.spec import FitnessSpec, JobSpec, ValidationSpec
 from workers.config import ModelConfig
 from workers.unit import PolicySpec, SampleRef, SampleResult

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from orchestrator import spec
-from orchestrator.journal import Lock
+from orchestrator.storage.journal import Lock
 
 
 def refused(process, tmp_path) -> str:
@@ -127,6 +127,7 @@ def test_settings_hold_no_torch():
     import subprocess
     import sys
 
-    code = "import orchestrator.spec, orchestrator.evolution, orchestrator.journal, orchestrator.dispatch, sys\n"
+    code = "import sys, orchestrator.spec, orchestrator.evolution.loop\n"
+    code += "import orchestrator.storage.journal, orchestrator.dispatch.dispatcher\n"
     code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.head import HeadConfig
+from orchestrator.services.head import HeadConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["cluster.yaml", "cluster.local.yaml"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from orchestrator.stage import theta_digest
+from orchestrator.evolution.stage import theta_digest
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -24,7 +24,7 @@ import psutil
 import redis
 import requests
 
-from orchestrator import services
+from orchestrator.services import redis_server as services
 
 ROOT = Path(__file__).parent.parent.parent
 HOST = "127.0.0.2"  # loopback; in place of 127.0.0.1 Ray takes the machine's address in the network

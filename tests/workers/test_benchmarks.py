@@ -19,11 +19,11 @@ from namm_core import NammConfig
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.evaluator import Evaluator
 from workers.tasks import OWN_METRIC, SPLITS
-from workers.tasks.infinitebench import InfiniteBenchTasks
-from workers.tasks.longbench import FACTS
+from workers.tasks.loading import load_tasks
 from workers.tasks.longbench_files import TEMPLATE, write
-from workers.tasks.recall import RecallConfig
-from workers.tasks.source import load_tasks
+from workers.tasks.sources.infinitebench import InfiniteBenchTasks
+from workers.tasks.sources.longbench import FACTS
+from workers.tasks.sources.recall import RecallConfig
 from workers.unit import PolicySpec, SampleRef, Unit
 
 ALL = {"disjoint": False}
@@ -324,7 +324,7 @@ def test_damage_names_file_line_and_what_was_expected(tmp_path, source, name, go
 def test_without_network_one_line_says_what_to_fetch(tmp_path):
     """In a process that may not use the network, whose cache is empty."""
     program = (
-        "from workers.tasks.source import load_tasks\n"
+        "from workers.tasks.loading import load_tasks\n"
         "for source, task in (('longbench', 'trec'), ('infinitebench', 'passkey'), ('choubun', 'wiki_qa')):\n"
         "    try:\n"
         "        load_tasks({'source': source, 'tasks': [task]}).sample(task, 'train', 0)\n"

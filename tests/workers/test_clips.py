@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from workers.tasks import SPLITS
-from workers.tasks.clips import COLOURS, KINDS, NUMBERS, SHAPES, SIDE, TIMES, ClipsConfig, ClipsTasks
-from workers.tasks.source import load_tasks
+from workers.tasks.loading import load_tasks
+from workers.tasks.sources.clips import COLOURS, KINDS, NUMBERS, SHAPES, SIDE, TIMES, ClipsConfig, ClipsTasks
 from workers.tasks.video import MARK
 
 

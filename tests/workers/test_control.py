@@ -11,14 +11,14 @@ from transformers import DecisionTransformerModel
 
 from namm_core import MemoryCache, NammConfig
 from namm_core.policies import named, names
-from workers import behaviour, decision
 from workers.config import EvaluatorConfig, ModelConfig
-from workers.environments import Environment, Simulation, make
+from workers.control import behaviour, decision
+from workers.control.environments import Environment, Simulation, make
+from workers.control.rollout import Lived, roll_out, roll_out_short
 from workers.evaluator import Evaluator
-from workers.pretrain_control import build_model
-from workers.rollout import Lived, roll_out, roll_out_short
+from workers.pretraining.control import build_model
 from workers.tasks import SPLITS
-from workers.tasks.episodes import COLLECTED, EpisodesConfig, EpisodesTasks
+from workers.tasks.sources.episodes import COLLECTED, EpisodesConfig, EpisodesTasks
 from workers.unit import PolicySpec, SampleRef, Unit
 
 STEPS = 50

@@ -8,11 +8,11 @@ import h5py
 import numpy as np
 import pytest
 
-from workers import decision, pretrain_control
 from workers.config import ModelConfig
-from workers.environments import Simulation
-from workers.rollout import roll_out
-from workers.tasks import d4rl
+from workers.control import d4rl, decision
+from workers.control.environments import Simulation
+from workers.control.rollout import roll_out
+from workers.pretraining import control as pretrain_control
 
 
 def arrays(steps: int = 250, **changes) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from namm_core import NammConfig
-from orchestrator.services import private_redis
+from orchestrator.services.redis_server import private_redis
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.evaluator import Evaluator
 from workers.unit import PolicySpec, SampleRef, Unit

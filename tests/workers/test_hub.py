@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hub_server import COMMIT, STRANGER, TOKEN, HubServer
 
+from tests.workers.hub_server import COMMIT, STRANGER, TOKEN, HubServer
 from workers import hub, models
 from workers.config import ModelConfig
 

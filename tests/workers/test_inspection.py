@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig, scorer
+from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig
 from namm_core.policies.base import View
+from namm_core.scoring import scorer
 from namm_core.sensitivity import BLOCK, own_derivatives
 from workers.config import EvaluatorConfig, ModelConfig, PromptConfig
 from workers.evaluator import Evaluator

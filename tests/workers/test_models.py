@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig
-from namm_core.generation import answer
+from namm_core.answering import answer
 from namm_core.policies import H2O, Oracle, Random, Streaming
 from workers import models
 from workers.config import ModelConfig

@@ -130,7 +130,7 @@ def test_packing_keeps_all_of_a_prompt():
 
 def test_every_choice_is_part_of_the_key(small_model, tmp_path):
     """Prompts and base scores that one choice, or one file, made are not another's."""
-    from orchestrator.services import private_redis
+    from orchestrator.services.redis_server import private_redis
 
     file = tmp_path / "facts.jsonl"
     record = {"context": "Text: Anna:Paris.", "question": "Where is Anna?", "answers": ["Paris"]}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import redis
 
-from orchestrator.services import private_redis, redis_program
-from workers.prompts import PromptStore, content_key, masked_url, pack, unpack
+from orchestrator.services.redis_server import private_redis, redis_program
+from workers.array_cache import PromptStore, content_key, masked_url, pack, unpack
 
 ARRAYS = [
     np.arange(7, dtype=np.int32),

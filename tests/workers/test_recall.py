@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workers import pretrain
+from workers.pretraining import language as pretrain
 from workers.tasks import SPLITS, words
-from workers.tasks.recall import KINDS, RecallConfig, RecallTasks
+from workers.tasks.sources.recall import KINDS, RecallConfig, RecallTasks
 
 FOLDER = Path(__file__).parents[2] / "models" / "recall-small"
 

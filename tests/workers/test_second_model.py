@@ -14,9 +14,10 @@ from transformers import Qwen3ForCausalLM
 
 from namm_core import MemoryCache, Namm
 from namm_core.policies import Full
-from workers import models, pretrain
+from workers import models
 from workers.config import ModelConfig
-from workers.tasks.recall import KINDS, RecallConfig, RecallTasks
+from workers.pretraining import language as pretrain
+from workers.tasks.sources.recall import KINDS, RecallConfig, RecallTasks
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "models" / "recall-qwen3"

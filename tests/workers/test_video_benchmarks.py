@@ -7,11 +7,11 @@ import json
 import pytest
 
 pytest.importorskip("av")
-import videos
-
-from workers.tasks import frames, mlvu
-from workers.tasks.longvideobench import chosen, interleaved, sampled
-from workers.tasks.source import load_tasks
+from tests.workers import videos
+from workers.tasks import frames
+from workers.tasks.loading import load_tasks
+from workers.tasks.sources import mlvu
+from workers.tasks.sources.longvideobench import chosen, interleaved, sampled
 
 
 @pytest.fixture

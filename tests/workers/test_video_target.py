@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from namm_core import MemoryCache, Namm, NammConfig
-from namm_core.generation import prefill
+from namm_core.answering import prefill
 from namm_core.policies import Full
+from workers.array_cache import PromptStore
 from workers.config import EvaluatorConfig, ModelConfig, PromptConfig
 from workers.evaluator import Evaluator
-from workers.prompts import PromptStore
 from workers.targets import find
 from workers.targets.video import Pixels, Video, VideoPrompt
-from workers.tasks.clips import ClipsConfig, ClipsTasks
+from workers.tasks.sources.clips import ClipsConfig, ClipsTasks
 from workers.tasks.video import MARK, VideoSample
 from workers.unit import PolicySpec, SampleRef, Unit
 

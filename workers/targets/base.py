@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from namm_core import MemoryCache
+from workers.array_cache import PromptStore
 from workers.config import EvaluatorConfig, ModelConfig
-from workers.prompts import PromptStore
 from workers.tasks import TaskSet
 from workers.timing import Timing
 from workers.unit import SampleRef

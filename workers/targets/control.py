@@ -14,13 +14,14 @@ import numpy as np
 from transformers.cache_utils import Cache
 
 from namm_core import MemoryCache
-from workers import decision, environments, models
+from workers import models
+from workers.array_cache import PromptStore
 from workers.config import EvaluatorConfig, ModelConfig
-from workers.environments import Simulation
-from workers.prompts import PromptStore
-from workers.rollout import roll_out
+from workers.control import decision, environments
+from workers.control.environments import Simulation
+from workers.control.rollout import roll_out
 from workers.targets.base import Outcome, Target
-from workers.tasks.source import load_tasks
+from workers.tasks.loading import load_tasks
 from workers.unit import SampleRef
 
 

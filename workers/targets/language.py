@@ -10,15 +10,15 @@ import torch
 from transformers.cache_utils import Cache
 
 from namm_core import MemoryCache
-from namm_core.generation import Answer, answer
+from namm_core.answering import Answer, answer
 from workers import models
+from workers.array_cache import PromptStore, content_key
 from workers.config import EvaluatorConfig, ModelConfig
-from workers.prompts import PromptStore, content_key
 from workers.targets.base import Outcome, Target
 from workers.tasks import OWN_METRIC
+from workers.tasks.loading import load_tasks
 from workers.tasks.metrics import score
 from workers.tasks.prompt import Prompt, cut, tokenise
-from workers.tasks.source import load_tasks
 from workers.timing import Timing, measure
 from workers.unit import SampleRef
 

@@ -19,14 +19,14 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from namm_core import MemoryCache
-from namm_core.generation import answer
+from namm_core.answering import answer
 from workers import models
+from workers.array_cache import PromptStore, content_key
 from workers.config import EvaluatorConfig, ModelConfig
-from workers.prompts import PromptStore, content_key
 from workers.targets.base import Outcome, Target
 from workers.targets.language import graded
+from workers.tasks.loading import load_tasks
 from workers.tasks.prompt import Prompt, tokenise
-from workers.tasks.source import load_tasks
 from workers.tasks.video import MARK, VideoSample
 from workers.timing import Timing, measure
 from workers.unit import SampleRef

@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from workers.tasks.recall import RecallConfig, RecallTasks
+from workers.tasks.sources.recall import RecallConfig, RecallTasks
 
 TEMPLATE = "{context}\n{input}"
 

@@ -1,0 +1,1 @@
+"""What one attention layer holds, and in which layout."""

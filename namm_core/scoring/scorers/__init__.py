@@ -1,0 +1,1 @@
+"""Networks that score a token, one file each."""

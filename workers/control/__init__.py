@@ -1,0 +1,1 @@
+"""Control: environments, trajectories and the Decision Transformer."""

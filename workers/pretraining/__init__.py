@@ -1,0 +1,1 @@
+"""Training scripts of the small models that the repository ships."""
