@@ -28,6 +28,7 @@ from orchestrator.storage import files
 from orchestrator.storage import mirror as storage
 from orchestrator.storage.journal import FILE, Journal, Lock
 from orchestrator.storage.mirror import Mirror
+from orchestrator.storage.run_folder import RUNS
 from workers.array_cache import masked_url
 from workers.config import EvaluatorConfig
 from workers.tasks.loading import load_tasks
@@ -37,8 +38,6 @@ if TYPE_CHECKING:  # both import what a refused job need not wait for
     from orchestrator.dispatch.dispatcher import Dispatcher
     from orchestrator.tracking.tracker import Tracker
 
-RUNS = Path(os.environ.get("NAMM_RUNS", "runs"))
-"""Where run folders are: NAMM_RUNS (on a cluster, where a job's own folder does not last), else `runs` here."""
 RESUME_PATIENCE = 60.0
 """Seconds that a job which goes on waits for its MLflow server."""
 
