@@ -8,7 +8,6 @@ made of.
 import hashlib
 import json
 import logging
-import re
 import struct
 import time
 from collections import OrderedDict
@@ -17,20 +16,14 @@ from collections.abc import Callable
 import numpy as np
 import redis
 
+from workers.masking import masked_url
+
 logger = logging.getLogger(__name__)
 
 _MAGIC = b"NMA1"
 _DTYPES = {1: "<i4", 2: "<i8", 3: "<f4", 4: "<f8", 5: "|u1", 6: "|b1"}
 _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
 _DIGEST = 16  # bytes
-
-_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
-_SECRET_OPTION = re.compile(r"([?&][^=&\s]*(?:password|passwd|pwd|token|secret|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
-
-
-def masked_url(text: str) -> str:
-    """`text` with the credentials of every URL in it replaced by ***: fit for messages and records."""
-    return _SECRET_OPTION.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
 def content_key(kind: str, **parts) -> str:

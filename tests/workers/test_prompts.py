@@ -14,7 +14,8 @@ import pytest
 import redis
 
 from orchestrator.services.redis_server import private_redis, redis_program
-from workers.array_cache import PromptStore, content_key, masked_url, pack, unpack
+from workers.array_cache import PromptStore, content_key, pack, unpack
+from workers.masking import masked_url
 
 ARRAYS = [
     np.arange(7, dtype=np.int32),
