@@ -70,7 +70,7 @@ def _digest(key: str, body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=_DIGEST, key=hashlib.sha256(key.encode()).digest()).digest()
 
 
-class PromptStore:
+class ArrayCache:
     """Arrays by content key, in Redis at `url` (redis://, rediss://, unix://) and in this process.
 
     `url=None` keeps them in this process only. One object serves one thread; pickling carries the address,
@@ -113,7 +113,7 @@ class PromptStore:
         return _open, (self._url, self._password, self._arguments)
 
     def __repr__(self) -> str:
-        return f"PromptStore({masked_url(self._url) if self._url else None!r})"
+        return f"ArrayCache({masked_url(self._url) if self._url else None!r})"
 
     def get(self, key: str) -> np.ndarray | None:
         """The array stored under `key`, as a copy of the caller's own, or None."""
@@ -183,5 +183,5 @@ class PromptStore:
         return answer
 
 
-def _open(url: str | None, password: str | None, arguments: dict) -> PromptStore:
-    return PromptStore(url, password, **arguments)
+def _open(url: str | None, password: str | None, arguments: dict) -> ArrayCache:
+    return ArrayCache(url, password, **arguments)
