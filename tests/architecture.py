@@ -1,4 +1,4 @@
-"""The rules of the house, checked: `python -m tests.architecture` prints a line for each and exits with 1 on any breach.
+"""The rules of the house, checked: `python -m tests.architecture` prints a line for each, and exits with 1 on a breach.
 
 Reads the source with `ast` (every import counts: inside functions, and for type checkers alone), and starts small
 programs where a rule is about what is really loaded. Knows where things stand, nothing of what they compute.
