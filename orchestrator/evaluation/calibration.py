@@ -1,6 +1,6 @@
 """Which shift of a NAMM's threshold keeps which fraction: a search on a curve that is costly to look at.
 
-Looks are shared among the fractions that are wanted. Knows nothing of NAMMs, samples or workers: only that a larger
+Looks are shared among the fractions that are wanted. Knows nothing of NAMMs, samples or workers, only that a larger
 shift keeps less.
 """
 
@@ -18,10 +18,16 @@ FIRST_STEP = 0.1
 """First step away from what is known; scores of evolved memories are of the order of one."""
 GROWTH = 4.0
 """Each further step out is so many times longer."""
+FIRST_BOUND = 0.02
+"""First shift that is tried for an upper bound, and doubled until it keeps little enough."""
+HALVINGS = 4
+"""Halvings between the last two bounds."""
 
 
 class Calibration:
-    """Shifts for kept fractions. kept: the fraction that a shift keeps; shift 0 is looked at first.
+    """Shifts for kept fractions.
+
+    kept: returns the fraction that a shift keeps; shift 0 is looked at first, and no shift twice.
 
     Attributes:
         known: kept fraction by shift, of all looks so far.
@@ -30,6 +36,24 @@ class Calibration:
     def __init__(self, kept: Callable[[float], float]) -> None:
         self._kept = kept
         self.known = {0.0: kept(0.0)}
+
+    def at_most(self, limit: float) -> float:
+        """A shift that keeps at most `limit`, and little less: 0 where that keeps no more.
+
+        Doubling until one keeps little enough, then bisection. Does not end where no shift does.
+        """
+        if self.known[0.0] <= limit:
+            return 0.0
+        low, high = 0.0, FIRST_BOUND
+        while self._look(high) > limit:
+            low, high = high, 2 * high
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            if self._look(middle) <= limit:
+                high = middle
+            else:
+                low = middle
+        return high
 
     def shift(self, wanted: float) -> float:
         """The shift whose kept fraction is nearest to `wanted`, among those looked at.
@@ -51,13 +75,18 @@ class Calibration:
                 width = high - low
                 if not low < at < high:
                     break  # neighbours in floating point
-            self.known[at] = self._kept(at)
+            self._look(at)
         return self._nearest(wanted)
 
     def shifts(self, wanted: Iterable[float]) -> dict[float, float]:
         """The shift of each fraction. Those that are nearest to shift 0 come first, so that steps out are shared."""
         own = self.known[0.0]
         return {fraction: self.shift(fraction) for fraction in sorted(wanted, key=lambda f: (abs(f - own), f))}
+
+    def _look(self, shift: float) -> float:
+        if shift not in self.known:
+            self.known[shift] = self._kept(shift)
+        return self.known[shift]
 
     def _nearest(self, wanted: float) -> float:
         return min(self.known, key=lambda shift: (abs(self.known[shift] - wanted), abs(shift), shift))
