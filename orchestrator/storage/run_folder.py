@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.array_cache import masked_url
+from workers.masking import masked_url
 
 RUNS = Path(os.environ.get("NAMM_RUNS", "runs"))
 """Where run folders are: NAMM_RUNS (on a cluster, where a job's own folder does not last), else `runs` here."""

@@ -60,6 +60,33 @@ def test_rows_of_any_unit_agree_with_units_of_one(evaluator, statistics):
             assert got.kept == pytest.approx(alone.kept, abs=1e-6)
 
 
+def changed(array: np.ndarray) -> np.ndarray:
+    """The same numbers but for the last bit of the first one."""
+    other = array.copy()
+    other[0] = np.nextafter(other[0], np.inf, dtype=other.dtype)
+    return other
+
+
+def test_policies_of_one_unit_differ_in_theta_alone(evaluator, statistics):
+    """Rows share one set of statistics: a row with others would be scored with its neighbour's, and nobody told."""
+    mean, var, count = statistics
+    first = PolicySpec("namm", theta(0), statistics)
+    equal = PolicySpec("namm", theta(1), (mean.copy(), var.copy(), count))
+    assert evaluator.evaluate(Unit((first, equal), REFS[:1]))[1] == evaluator.evaluate(Unit((equal,), REFS[:1]))[0]
+    for other in (
+        PolicySpec("namm", theta(1)),
+        PolicySpec("namm", theta(1), (changed(mean), var, count)),
+        PolicySpec("namm", theta(1), (mean, changed(var), count)),
+        PolicySpec("namm", theta(1), (mean, var, count + 1)),
+        PolicySpec("namm", theta(1), statistics, budget=0.2),
+        PolicySpec("l2", budget=0.2),
+    ):
+        for unit in ((first, other), (other, first), (first, equal, other)):
+            with pytest.raises(ValueError, match="one unit") as error:
+                evaluator.evaluate(Unit(unit, REFS[:1]))
+            assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["h2o", "l2", "streaming", "random"])
 @pytest.mark.parametrize("budget", [0.2, 0.5])
 def test_baselines_hold_their_budget_at_the_end_of_the_prompt(evaluator, name, budget):
@@ -84,11 +111,11 @@ def test_base_scores_and_prompts_are_kept_in_redis(small_model):
 
         first, second, other = worker(4), worker(4), worker(1)
         results = first.evaluate(unit)
-        assert first.prompts.misses == 4  # three prompts and one unit of base scores
+        assert first.arrays.misses == 4  # three prompts and one unit of base scores
         assert second.evaluate(unit) == results
-        assert (second.prompts.hits, second.prompts.misses) == (1, 0)
+        assert (second.arrays.hits, second.arrays.misses) == (1, 0)
         assert other.evaluate(unit) != results
-        assert (other.prompts.hits, other.prompts.misses) == (3, 1)
+        assert (other.arrays.hits, other.arrays.misses) == (3, 1)
 
 
 def test_kept_map_agrees_with_the_kept_fraction(evaluator, statistics):
