@@ -95,7 +95,8 @@ def test_only_policies_that_differ_in_theta_alone_share_a_unit(start):
     memories += [PolicySpec("namm", memories[-1].theta, sets[-1], budget=0.5, options={"over": "layer"})]
     fleet = WaitingFleet([0.001] * 2)
     start(fleet, candidates_per_call=4).evaluate(memories, REFS)
-    units = {tuple(map(memories.index, unit.policies)) for _, units in fleet.sent for unit in units}
+    number = {id(policy): i for i, policy in enumerate(memories)}
+    units = {tuple(number[id(policy)] for policy in unit.policies) for _, units in fleet.sent for unit in units}
     assert units == {(0, 1), (2, 3, 4, 5), (6, 7), (8, 9), (10,), (11,)}
 
 
