@@ -20,8 +20,7 @@ from orchestrator.commands import transfer as transfer_command
 from orchestrator.dispatch.dispatcher import WorkFailed
 from orchestrator.evaluation import curve_tables
 from orchestrator.evolve_job import run
-from orchestrator.report import runs
-from orchestrator.report import summary as report
+from orchestrator.report import runs, tables
 from orchestrator.services import head
 from orchestrator.services import redis_server as services
 from orchestrator.session import RUNS
@@ -109,7 +108,7 @@ def _evolve(options: argparse.Namespace) -> int:
     job = _job(options)
     with shown(f"namm evolve --resume {job.name}") as display:
         result = run(job, options.resume, display)
-    display.console.print(report.table(result))
+    display.console.print(tables.table(result))
     folder = RUNS / job.name
     display.console.print(f"run folder: {folder}   pictures: {folder}/*.png   the memory: {folder}/namm")
     display.console.print("all generations: make ui (or namm ui), then http://127.0.0.1:5000")
@@ -155,9 +154,9 @@ def _report(options: argparse.Namespace) -> None:
     except OSError:
         raise ValueError(f"{folder} has no result yet; finish it: namm evolve --resume {folder.name}") from None
     if options.markdown:
-        print(report.markdown(result))
+        print(tables.markdown(result))
     else:
-        Console().print(report.table(result))
+        Console().print(tables.table(result))
 
 
 def _runs(options: argparse.Namespace) -> None:
