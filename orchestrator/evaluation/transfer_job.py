@@ -6,7 +6,6 @@ Knows the order of things alone: what happens on a target is `evaluate`'s affair
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from orchestrator.evaluation import transfer_tables
 from orchestrator.evaluation.curve_job import EvaluateSpec
 from orchestrator.evaluation.transfer_tables import Evaluated
 from orchestrator.report.progress import Display
-from orchestrator.services import redis_server as services
 from orchestrator.session import RUNS
 from orchestrator.storage import files
+from orchestrator.tracking.store import store_of
 
 
 def run(aims: Mapping[str, EvaluateSpec], name: str, resume: bool, display: Display) -> dict[str, Evaluated]:
@@ -48,7 +47,7 @@ def run(aims: Mapping[str, EvaluateSpec], name: str, resume: bool, display: Disp
     files.write_json(folder / "transfer.json", {of: {"result": r, "points": p} for of, (r, p) in found.items()})
     files.write(folder / "transfer.md", transfer_tables.markdown(found))
     curve.draw_panels({f"{of}: {Path(r['model']).name}": p for of, (r, p) in found.items()}, folder / "transfer.png")
-    store = first.job.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(RUNS.parent)
+    store = store_of(first.job.mlflow_uri, RUNS)
     note = f"The NAMM {first.namm}, unchanged, on {', '.join(found)}."
     tracker = Tracker(
         store, "namm", name, {"namm": first.namm, "targets": ", ".join(found)}, {"mlflow.note.content": note}
