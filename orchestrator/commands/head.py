@@ -16,7 +16,7 @@ from orchestrator.services.head import HeadConfig
     "--folder",
     type=click.Path(path_type=Path),
     default=HeadConfig.folder,
-    help="where they keep what they have (~/namm)",
+    help="where they keep their files (~/namm)",
 )
 @click.option("--bind", help="address on which workers reach the prompts' Redis (this machine's private one)")
 @click.option("--cache-port", default=HeadConfig.cache_port, show_default=True)

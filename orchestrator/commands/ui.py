@@ -6,8 +6,8 @@ import os
 
 import click
 
-from orchestrator.services import redis_server as services
 from orchestrator.storage.run_folder import RUNS
+from orchestrator.tracking import store
 
 
 @click.command(short_help="serve the MLflow UI until Ctrl-C")
@@ -15,10 +15,10 @@ from orchestrator.storage.run_folder import RUNS
 @click.option("--uri", help="MLflow store; default: mlflow.db in this folder")
 def command(port: int, uri: str | None) -> None:
     """Serves the MLflow UI until Ctrl-C."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(RUNS.parent)  # where jobs put it
-    file = services.sqlite_file(uri)
+    uri = store.store_of(uri, RUNS)  # where jobs put it
+    file = store.sqlite_file(uri)
     if file is not None and not file.exists():
         raise ValueError(f"{file} does not exist yet: run a job first (make evolve), or name a store with --uri")
-    words = services.ui_command(uri, port)
+    words = store.ui_command(uri, port)
     print(f"MLflow UI on http://127.0.0.1:{port} (some 20 s to start; Ctrl-C ends it)", flush=True)
-    os.execvpe(words[0], words, {**os.environ, **services.UI_ENVIRONMENT})
+    os.execvpe(words[0], words, {**os.environ, **store.UI_ENVIRONMENT})

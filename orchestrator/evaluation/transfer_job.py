@@ -6,7 +6,6 @@ Knows the order of things alone: what happens on a target is for `curve_job`.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from orchestrator.evaluation.curve_spec import EvaluateSpec
 from orchestrator.evaluation.held_out import metric_name
 from orchestrator.evaluation.transfer_tables import Evaluated
 from orchestrator.report.progress import Display
-from orchestrator.services import redis_server as services
 from orchestrator.storage import files
 from orchestrator.storage.run_folder import RUNS, find_evaluation
+from orchestrator.tracking.store import store_of
 
 FILES = ("transfer.png", "transfer.md", "transfer.json")
 """What the run folder holds, and MLflow gets."""
@@ -59,7 +58,7 @@ def _write(folder: Path, first: EvaluateSpec, found: Mapping[str, Evaluated]) ->
     files.write(folder / "transfer.md", transfer_tables.markdown(found))
     panels = {f"{target}: {Path(result['model']).name}": points for target, (result, points) in found.items()}
     curve_picture.draw_panels(panels, folder / "transfer.png")
-    store = first.job.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(RUNS.parent)
+    store = store_of(first.job.mlflow_uri, RUNS)
     note = f"The NAMM {first.namm}, unchanged, on {', '.join(found)}."
     params, tags = {"namm": first.namm, "targets": ", ".join(found)}, {"mlflow.note.content": note}
     tracker = Tracker(store, "namm", folder.name, params, tags)
