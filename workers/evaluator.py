@@ -20,7 +20,7 @@ from namm_core.policies import Oracle, Policy
 from workers import targets
 from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig
-from workers.targets.base import Shown
+from workers.protocols import Shown
 from workers.timing import Timing
 from workers.unit import PolicySpec, SampleRef, SampleResult, Unit
 
