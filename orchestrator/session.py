@@ -28,8 +28,8 @@ from orchestrator.storage import files
 from orchestrator.storage import mirror as storage
 from orchestrator.storage.journal import FILE, Journal, Lock
 from orchestrator.storage.mirror import Mirror
-from workers.array_cache import masked_url
 from workers.config import EvaluatorConfig
+from workers.masking import masked_url
 from workers.tasks.loading import load_tasks
 from workers.unit import SampleRef
 

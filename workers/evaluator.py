@@ -18,7 +18,7 @@ import torch
 from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector, policies
 from namm_core.policies import Oracle, Policy
 from workers import targets
-from workers.array_cache import PromptStore, content_key
+from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig
 from workers.targets.base import Shown
 from workers.timing import Timing
@@ -31,8 +31,8 @@ class Evaluator:
     def __init__(self, config: EvaluatorConfig) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
-        self.prompts = PromptStore(config.redis_url)
-        self.target = targets.find(config.target)(config, self.prompts)
+        self.arrays = ArrayCache(config.redis_url)
+        self.target = targets.find(config.target)(config, self.arrays)
 
     def evaluate(self, unit: Unit) -> list[list[SampleResult]]:
         """Results[policy][sample] of one unit. Base scores, those of the full cache, are kept in Redis."""
@@ -47,7 +47,7 @@ class Evaluator:
             row = [dataclasses.asdict(result) for result in self._evaluate(unit)[0]]
             return np.frombuffer(json.dumps(row).encode(), np.uint8)
 
-        row = json.loads(self.prompts.get_or_make(key, base).tobytes())
+        row = json.loads(self.arrays.get_or_make(key, base).tobytes())
         return [[SampleResult(**result) for result in row]]
 
     def _evaluate(self, unit: Unit) -> list[list[SampleResult]]:
@@ -107,10 +107,10 @@ class Evaluator:
 
     def prepare(self, samples: list[SampleRef]) -> int:
         """Renders and tokenises the samples' prompts, which no other worker then has to; returns how many were new."""
-        misses = self.prompts.misses
+        misses = self.arrays.misses
         for ref in samples if self.target.stores else ():
             self.target.sample(ref)
-        return self.prompts.misses - misses
+        return self.arrays.misses - misses
 
     @contextmanager
     def _cache(self, specs: tuple[PolicySpec, ...], samples: list[Shown]) -> Iterator[MemoryCache | None]:

@@ -73,7 +73,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CallResult:
     """What a worker sends back for the units of one call."""
 
     outcomes: tuple[list[list[SampleResult]] | Failure | None, ...]

@@ -84,11 +84,11 @@ def test_base_scores_and_prompts_are_kept_in_redis(small_model):
 
         first, second, other = worker(4), worker(4), worker(1)
         results = first.evaluate(unit)
-        assert first.prompts.misses == 4  # three prompts and one unit of base scores
+        assert first.arrays.misses == 4  # three prompts and one unit of base scores
         assert second.evaluate(unit) == results
-        assert (second.prompts.hits, second.prompts.misses) == (1, 0)
+        assert (second.arrays.hits, second.arrays.misses) == (1, 0)
         assert other.evaluate(unit) != results
-        assert (other.prompts.hits, other.prompts.misses) == (3, 1)
+        assert (other.arrays.hits, other.arrays.misses) == (3, 1)
 
 
 def test_kept_map_agrees_with_the_kept_fraction(evaluator, statistics):

@@ -32,7 +32,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from workers.array_cache import PromptStore
+from workers.array_cache import ArrayCache
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.pretraining.language import SPECIAL, build_tokenizer
 from workers.targets.video import PROCESSORS, Video
@@ -232,7 +232,7 @@ def measure(folder: Path, kinds: list[str], lengths: list[int], alphas: list[flo
     for frames in lengths:
         tasks = {"source": "clips", "frames": frames, "events": min(clips.ClipsConfig().events, frames // 2)}
         for alpha in alphas:
-            target = Video(EvaluatorConfig(ModelConfig(str(folder), ntk_alpha=alpha), tasks), PromptStore(None))
+            target = Video(EvaluatorConfig(ModelConfig(str(folder), ntk_alpha=alpha), tasks), ArrayCache(None))
             right: dict[tuple[str, str], list[bool]] = {}
             for kind in kinds:
                 for index in range(samples):

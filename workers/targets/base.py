@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from namm_core import MemoryCache
-from workers.array_cache import PromptStore
+from workers.array_cache import ArrayCache
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.tasks import TaskSet
 from workers.timing import Timing
@@ -36,7 +36,7 @@ class Shown(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RowResult:
     """What one row gave."""
 
     score: float
@@ -64,7 +64,7 @@ class Target(ABC, Generic[S]):
     """Whether what `sample` makes goes into the prompt store, where other workers find it."""
 
     @abstractmethod
-    def __init__(self, config: EvaluatorConfig, store: PromptStore) -> None: ...
+    def __init__(self, config: EvaluatorConfig, store: ArrayCache) -> None: ...
 
     @staticmethod
     @abstractmethod
@@ -80,7 +80,7 @@ class Target(ABC, Generic[S]):
         """Shows the model one whole prompt, or lets it act through one whole episode, with a fresh cache of one row."""
 
     @abstractmethod
-    def run(self, rows: list[S], cache: Cache | None) -> list[Outcome]:
+    def run(self, rows: list[S], cache: Cache | None) -> list[RowResult]:
         """Answers prompts, or acts through episodes, as the rows of one batch; they may be of unequal length.
 
         cache: a fresh `MemoryCache` with as many rows, or None for the stock full cache. A row's outcome does not

@@ -12,9 +12,9 @@ from transformers.cache_utils import Cache
 from namm_core import MemoryCache
 from namm_core.answering import Answer, answer
 from workers import models
-from workers.array_cache import PromptStore, content_key
+from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig, ModelConfig
-from workers.targets.base import Outcome, Target
+from workers.targets.base import RowResult, Target
 from workers.tasks import OWN_METRIC
 from workers.tasks.loading import load_tasks
 from workers.tasks.metrics import score
@@ -31,11 +31,11 @@ class Language(Target[Prompt]):
 
     stores = True
 
-    def __init__(self, config: EvaluatorConfig, store: PromptStore) -> None:
+    def __init__(self, config: EvaluatorConfig, store: ArrayCache) -> None:
         self.config = config
         self.tasks = load_tasks(config.tasks)
         self.model, self.tokenizer = models.load(config.model)
-        self.prompts = store
+        self.arrays = store
         self._weights_digest = models.weights_digest(config.model.path, config.model.revision)
         self._tokenizer_digest = models.tokenizer_digest(self.tokenizer)
         self._recent: OrderedDict[SampleRef, Prompt] = OrderedDict()
@@ -63,7 +63,7 @@ class Language(Target[Prompt]):
             prompt=[self._prompt_choices, self._chat],
             sample=list(ref),
         )
-        packed = self.prompts.get_or_make(
+        packed = self.arrays.get_or_make(
             key, lambda: tokenise(self.tasks.sample(*ref), self.tokenizer, self.config.prompt).pack()
         )
         prompt = self._recent[ref] = Prompt.unpack(packed)
@@ -76,7 +76,7 @@ class Language(Target[Prompt]):
         ids = torch.from_numpy(sample.ids).long()[None].to(self.model.device)
         self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
-    def run(self, rows: list[Prompt], cache: Cache | None) -> list[Outcome]:
+    def run(self, rows: list[Prompt], cache: Cache | None) -> list[RowResult]:
         answers = answer(
             self.model,
             [torch.from_numpy(p.ids).long() for p in rows],
@@ -104,7 +104,7 @@ class Language(Target[Prompt]):
         return measure(self.model, torch.from_numpy(sample.ids).long(), cache, tokens)
 
 
-def graded(target: Target, prompts: list[Prompt], answers: list[Answer]) -> list[Outcome]:
+def graded(target: Target, prompts: list[Prompt], answers: list[Answer]) -> list[RowResult]:
     """What the answers to prompts are worth; target: has the `tokenizer` and the `tasks` that they come from."""
     outcomes = []
     for prompt, got in zip(prompts, answers, strict=True):
@@ -114,5 +114,5 @@ def graded(target: Target, prompts: list[Prompt], answers: list[Answer]) -> list
             value = target.tasks.grade(*prompt.ref, prediction)
         else:
             value = score(prompt.metric, prediction, list(prompt.answers), prompt.classes or None)
-        outcomes.append(Outcome(value, got.logprob, got.kept, prediction.strip()))
+        outcomes.append(RowResult(value, got.logprob, got.kept, prediction.strip()))
     return outcomes

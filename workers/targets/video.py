@@ -21,9 +21,9 @@ from transformers.cache_utils import Cache
 from namm_core import MemoryCache
 from namm_core.answering import answer
 from workers import models
-from workers.array_cache import PromptStore, content_key
+from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig, ModelConfig
-from workers.targets.base import Outcome, Target
+from workers.targets.base import RowResult, Target
 from workers.targets.language import graded
 from workers.tasks.loading import load_tasks
 from workers.tasks.prompt import Prompt, tokenise
@@ -60,7 +60,7 @@ class VideoPrompt:
 class Video(Target[VideoPrompt]):
     """A video-language model of transformers."""
 
-    def __init__(self, config: EvaluatorConfig, store: PromptStore) -> None:
+    def __init__(self, config: EvaluatorConfig, store: ArrayCache) -> None:
         if config.prompt.max_tokens is not None:
             raise ValueError("prompt.max_tokens would cut a video in the middle: give fewer frames (tasks.frames)")
         self.config = config
@@ -101,7 +101,7 @@ class Video(Target[VideoPrompt]):
     def read(self, sample: VideoPrompt, cache: MemoryCache) -> None:
         self.model(inputs_embeds=self.embedded(sample)[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
 
-    def run(self, rows: list[VideoPrompt], cache: Cache | None) -> list[Outcome]:
+    def run(self, rows: list[VideoPrompt], cache: Cache | None) -> list[RowResult]:
         prompts = [row.prompt for row in rows]
         answers = answer(
             self.model,
