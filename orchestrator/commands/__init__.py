@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.evaluation.held_out import PolicyChoice
+from orchestrator.policy_entries import PolicyEntry, parse_policies
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -29,8 +29,11 @@ class Policies(click.ParamType):
 
     name = "policies"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[PolicyChoice, ...]:
-        return tuple(PolicyChoice(part.strip()) for part in value.split(",") if part.strip())
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[PolicyEntry, ...]:
+        try:
+            return parse_policies(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def overrides(command: Command) -> Command:

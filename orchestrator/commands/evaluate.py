@@ -15,7 +15,7 @@ from orchestrator import spec
 from orchestrator.commands import Fractions, Policies, listed, overrides
 from orchestrator.evaluation import curve_spec
 from orchestrator.evaluation.curve_spec import ANEW, BUDGETS, EvaluateSpec
-from orchestrator.evaluation.held_out import PolicyChoice
+from orchestrator.policy_entries import PolicyEntry
 from orchestrator.storage import run_folder
 
 
@@ -83,9 +83,9 @@ def _asked(
     namm = namm or str(run_folder.own_memory(config, job.name))
     if Path(namm).is_dir():
         namm = str(Path(namm).absolute())
-    given.setdefault("policies", tuple(map(PolicyChoice, curve_spec.known_policies())))
+    given.setdefault("policies", tuple(map(PolicyEntry, curve_spec.known_policies())))
     if model:
-        given["policies"] += (PolicyChoice(ANEW),)
+        given["policies"] += (PolicyEntry(ANEW),)
     return EvaluateSpec(dataclasses.replace(job, name=name or f"{job.name}-evaluate"), namm, **given)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -21,9 +22,7 @@ from orchestrator.storage import run_folder
 @click.option("--tflops", type=float, help="with --dry-run: a GPU's peak TFLOP/s in bfloat16 (989, H100 SXM)")
 @click.option("--kept", type=float, help="with --dry-run: kept fraction to count with (0.3)")
 @click.option("--tokens", type=int, help="with --dry-run: tokens of a prompt (the longest that tasks allow)")
-def command(
-    config: str | None, overrides: tuple[str, ...], resume: bool, dry_run: bool, **assumed: float | int | None
-) -> None:
+def command(config: str | None, overrides: tuple[str, ...], resume: bool, dry_run: bool, **assumed: Any) -> None:
     """Runs the evolution job in the file CONFIG (YAML); KEY=VALUE replaces its settings, by dotted keys.
 
     With --resume CONFIG may also be a run's name or folder, or the storage URL that it is kept at.
@@ -53,7 +52,7 @@ def _run(config: str, overrides: tuple[str, ...], resume: bool) -> None:
     display.console.print("all generations: make ui (or namm ui), then http://127.0.0.1:5000")
 
 
-def _plan(config: str, overrides: tuple[str, ...], resume: bool, assumed: dict[str, float | int]) -> None:
+def _plan(config: str, overrides: tuple[str, ...], resume: bool, assumed: dict[str, Any]) -> None:
     from orchestrator.plan import page
     from orchestrator.plan.plan import Assumed, plan
 

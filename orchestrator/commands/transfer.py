@@ -12,7 +12,7 @@ from orchestrator import spec
 from orchestrator.commands import Fractions, Policies, listed
 from orchestrator.evaluation import curve_spec
 from orchestrator.evaluation.curve_spec import ANEW, EvaluateSpec
-from orchestrator.evaluation.held_out import PolicyChoice
+from orchestrator.policy_entries import PolicyEntry
 from orchestrator.storage.run_folder import RUNS
 from workers.tasks.loading import load_tasks
 
@@ -77,7 +77,7 @@ def _asked(
     target: str,
     namm: str,
     overrides: list[str],
-    policies: tuple[PolicyChoice, ...] | None,
+    policies: tuple[PolicyEntry, ...] | None,
     budgets: tuple[float, ...] | None,
     samples: int | None,
     validation: int,
@@ -94,7 +94,7 @@ def _asked(
         names = [*curve_spec.known_policies(), ANEW]
         if not load_tasks(job.tasks).locates:
             names.remove("oracle")
-        policies = tuple(map(PolicyChoice, names))
+        policies = tuple(map(PolicyEntry, names))
     return target if known else file.stem, EvaluateSpec(
         job,
         namm,

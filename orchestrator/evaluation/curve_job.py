@@ -29,7 +29,7 @@ from orchestrator.evaluation.held_out import (
     takes_budget,
 )
 from orchestrator.evaluation.points import Curve
-from orchestrator.evaluation.sizes import Sizing
+from orchestrator.evaluation.sizes import Sized, Sizing
 from orchestrator.report.progress import Display
 from orchestrator.session import Workplace
 from orchestrator.storage import files
@@ -107,7 +107,8 @@ class _Evaluation:
                 self.display.sizing(label, looks, kept)
 
             sizing = Sizing(self.dispatcher.evaluate, memory, self.spec.sizing, looked)
-            for budget, sized in {None: sizing.as_it_is(), **sizing.at_each(self.spec.budgets)}.items():
+            sizes: dict[float | None, Sized] = {None: sizing.as_it_is(), **sizing.at_each(self.spec.budgets)}
+            for budget, sized in sizes.items():
                 point = OperatingPoint(label, budget)
                 self.asked[point] = sized.memory
                 self.shifts[point] = {"shift": sized.shift, "validation_kept": sized.kept}

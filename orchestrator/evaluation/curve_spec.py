@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from namm_core.config import NammConfig
 from orchestrator import session
-from orchestrator.evaluation.held_out import PolicyChoice, held_out_samples
+from orchestrator.evaluation.held_out import held_out_samples
+from orchestrator.policy_entries import PolicyEntry
 from orchestrator.spec import JobSpec
 from workers.unit import PolicySpec, SampleRef
 
@@ -27,7 +28,7 @@ class EvaluateSpec:
     """Model, tasks and workers; its name is the evaluation's, its memory the NAMM's."""
     namm: str
     """Folder of a saved NAMM, or a repository of the Hub."""
-    policies: tuple[PolicyChoice, ...]
+    policies: tuple[PolicyEntry, ...]
     """What is compared; `full` and `namm` are always among them."""
     budgets: tuple[float, ...] = BUDGETS
     """Kept fractions at which policies are compared, besides the NAMM's own."""
@@ -86,8 +87,8 @@ def checked(spec: EvaluateSpec) -> tuple[EvaluateSpec, dict[str, PolicySpec]]:
     names = [policy.name for policy in spec.policies]
     samples = {"samples": spec.held_out, "validation": spec.sizing}
     job = session.checked(dataclasses.replace(spec.job, memory=config, storage=None), names, samples)
-    always = [PolicyChoice(name) for name in ("full", "namm")]
-    by_label = {policy.label: policy for policy in (*always, *spec.policies, *map(PolicyChoice, spec.others))}
+    always = [PolicyEntry(name) for name in ("full", "namm")]
+    by_label = {policy.label: policy for policy in (*always, *spec.policies, *map(PolicyEntry, spec.others))}
     policies, budgets = tuple(by_label.values()), tuple(sorted(set(spec.budgets)))
     return dataclasses.replace(spec, job=job, policies=policies, budgets=budgets), memories
 

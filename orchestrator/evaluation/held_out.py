@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from orchestrator.policy_entries import PolicyEntry
 from orchestrator.protocols import Evaluate
 from workers.unit import PolicySpec, SampleRef, SampleResult
 
@@ -20,17 +20,6 @@ Row = list[SampleResult | None]
 """A policy's results, one a sample; None where the sample could not be evaluated."""
 Progress = Callable[[str, int, int], None]
 """Gets a policy's label, its results so far, and the results wanted."""
-
-
-@dataclass(frozen=True)
-class PolicyChoice:
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    budget: float | None = None
-
-    @property
-    def label(self) -> str:
-        return self.name
 
 
 class OperatingPoint(NamedTuple):
@@ -59,7 +48,7 @@ def takes_budget(name: str) -> bool:
 def compare(
     evaluate: Evaluate,
     namm: PolicySpec,
-    policies: Sequence[PolicyChoice],
+    policies: Sequence[PolicyEntry],
     samples: list[SampleRef],
     progress: Progress = lambda policy, done, of: None,
 ) -> list[dict[str, Any]]:
@@ -72,19 +61,19 @@ def compare(
     results = evaluated(evaluate, {memory: namm}, samples, progress)
     own = own_size(results[memory])
     asked = {}
-    for choice in policies:
-        point, spec = (memory, namm) if choice.name == "namm" else at_size(choice, own)
+    for entry in policies:
+        point, spec = (memory, namm) if entry.name == "namm" else at_size(entry, own)
         asked[point] = spec
         if point not in results:
             results |= evaluated(evaluate, {point: spec}, samples, progress)
     return records(asked, results)
 
 
-def at_size(choice: PolicyChoice, size: float) -> tuple[OperatingPoint, PolicySpec]:
+def at_size(entry: PolicyEntry, size: float) -> tuple[OperatingPoint, PolicySpec]:
     """A policy at its own size, at the one that it is fixed to, or else at `size`; raises ValueError as
     `takes_budget`."""
-    budget = choice.budget if choice.budget is not None else size if takes_budget(choice.name) else None
-    return OperatingPoint(choice.label, budget), PolicySpec(choice.name, budget=budget, options=choice.options)
+    budget = entry.budget if entry.budget is not None else size if takes_budget(entry.name) else None
+    return OperatingPoint(entry.label, budget), PolicySpec(entry.name, budget=budget, options=entry.options)
 
 
 def own_size(row: Row) -> float:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from orchestrator.evaluation import held_out as evaluation
-from orchestrator.evaluation.held_out import PolicyChoice
 from orchestrator.evaluation.sizes import Sizing
 from orchestrator.evolution.loop import evolve, fitness_of, training_samples, validation_samples
+from orchestrator.policy_entries import PolicyEntry
 from orchestrator.search.cma_es import SearchConfig
 from orchestrator.spec import FitnessSpec, JobSpec, ValidationSpec
 from workers.config import ModelConfig
@@ -213,7 +213,7 @@ def test_the_comparison_is_paired_and_at_equal_size():
     samples = evaluation.held_out_samples(("residence", "topic", "colour"), 10)
     assert [sum(ref.task == kind for ref in samples) for kind in ("residence", "topic", "colour")] == [4, 3, 3]
     landscape = Landscape(broken=samples[2])
-    records = evaluation.compare(landscape, namm, [PolicyChoice(name) for name in ("full", "namm", "h2o")], samples)
+    records = evaluation.compare(landscape, namm, [PolicyEntry(name) for name in ("full", "namm", "h2o")], samples)
     kept = np.mean([r["kept"] for r in records if r["policy"] == "namm"])
     assert {r["budget"] for r in records if r["policy"] == "h2o"} == {round(float(kept), 4)}
     for policy in ("full", "namm", "h2o"):
