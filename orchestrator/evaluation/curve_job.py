@@ -107,7 +107,7 @@ class _Evaluation:
                 self.display.sizing(label, looks, kept)
 
             sizing = Sizing(self.dispatcher.evaluate, memory, self.spec.sizing, looked)
-            sizes: dict[float | None, Sized] = {None: sizing.as_it_is(), **sizing.at_each(self.spec.budgets)}
+            sizes: dict[float | None, Sized] = {None: sizing.as_it_is()} | sizing.at_each(self.spec.budgets)
             for budget, sized in sizes.items():
                 point = OperatingPoint(label, budget)
                 self.asked[point] = sized.memory

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from orchestrator.report.pictures import BLUE, DPI, GREY, ORANGE
 
-TITLE = {"fontsize": 13, "fontweight": "bold"}
+TITLE: dict[str, Any] = {"fontsize": 13, "fontweight": "bold"}
 
 
 def draw(found: Mapping[str, Any], folder: Path) -> dict[str, Path]:

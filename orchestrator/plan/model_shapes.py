@@ -73,9 +73,10 @@ def _read(file: Path, size: int) -> tuple[Model | None, str]:
     if not isinstance(plain, dict):
         raise ValueError(f"{file}: expected a mapping of settings")
     text = plain.get("text_config") or plain
-    found = {name: next((text[key] for key in keys if key in text), None) for name, keys in _KEYS.items()}
-    if missing := [name for name, value in found.items() if not isinstance(value, int)]:
-        return None, f"{file} does not say: {', '.join(_KEYS[name][0] for name in missing)}"
+    said = {name: next((text[key] for key in keys if key in text), None) for name, keys in _KEYS.items()}
+    found = {name: value for name, value in said.items() if isinstance(value, int)}
+    if missing := [_KEYS[name][0] for name in said if name not in found]:
+        return None, f"{file} does not say: {', '.join(missing)}"
     if experts := next((key for key in ("num_experts", "num_local_experts") if text.get(key)), None):
         return None, f"{file} has {experts}: the formulas are for dense models"
     kv_heads = text.get("num_key_value_heads") or found["heads"]

@@ -1,21 +1,22 @@
 """What a job will take, computed from its configuration alone: requests, tokens, GPU memory, GPU hours, storage.
 
-Loads no weights and no data, starts nothing, fetches nothing, writes nothing. Knows shapes (`shapes`), formulas
-(`sizing`) and where values come from (`origin`); how it is printed stands in `plan_page`.
+Loads no weights and no data, starts nothing, fetches nothing, writes nothing. Puts together shapes (`model_shapes`),
+formulas (`cost`) and where values come from (`provenance`); how a plan is printed is in `page`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from orchestrator.evolution.generation import LOOKED_AT
 from orchestrator.plan import cost as sizing
 from orchestrator.plan import model_shapes as shapes
 from orchestrator.plan import provenance as origin
 from orchestrator.plan.provenance import Value
+from orchestrator.policy_entries import policy_entries
 from orchestrator.spec import JobSpec
 from workers.tasks.loading import load_tasks
 
@@ -86,6 +87,20 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Sized:
+    """Memory and time on the GPUs of a job whose model and prompts are known."""
+
+    full: sizing.Memory
+    """Of a worker's GPUs with a plain full cache."""
+    memory: dict[float, sizing.Memory]
+    """Of a worker's GPUs, by kept fraction; 1 is the full cache with a memory's state."""
+    table_hours: float
+    """GPU hours of the held-out table."""
+    worst_hours: float
+    """GPU hours of the whole job if every memory kept everything."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that is printed."""
 
@@ -105,14 +120,8 @@ class Plan:
     values: tuple[Value, ...]
     missing: tuple[str, ...]
     notes: tuple[str, ...]
-    table_hours: float | None = None
-    """GPU hours of the held-out table."""
-    worst_hours: float | None = None
-    """GPU hours of the whole job if every memory kept everything."""
-    memory: dict[float, sizing.Memory] = field(default_factory=dict)
-    """Of a worker's GPUs, by kept fraction; 1 is the full cache with a memory's state."""
-    full: sizing.Memory | None = None
-    """Of a worker's GPUs with a plain full cache."""
+    sized: Sized | None = None
+    """What depends on the model's shape and the prompts' length; None where one of them is not known."""
 
     @property
     def table(self) -> int:
@@ -127,9 +136,9 @@ class Plan:
     @property
     def hours(self) -> float | None:
         """GPU hours of the whole job."""
-        if self.table_hours is None:
+        if self.sized is None:
             return None
-        return sum(stage.hours or 0.0 for stage in self.stages) + self.table_hours
+        return sum(stage.hours or 0.0 for stage in self.stages) + self.sized.table_hours
 
     @property
     def gpus(self) -> float | None:
@@ -190,13 +199,13 @@ def plan(job: JobSpec, text: str, overrides: list[str] | None = None, assumed: A
         return made
     whole = dataclasses.replace(one, kept=1.0)
     worst = [_sized(stage, limits, model, whole, gpu) for stage in _stages(job)]
-    return dataclasses.replace(
-        made,
-        table_hours=_table_hours(job, limits, model, one, gpu),
-        worst_hours=sum(stage.hours for stage in worst) + _table_hours(job, limits, model, whole, gpu),
-        memory={k: sizing.memory(model, dataclasses.replace(one, kept=k)) for k in sorted({assumed.kept, 1.0})},
+    sized = Sized(
         full=_plain(sizing.memory(model, whole)),
+        memory={k: sizing.memory(model, dataclasses.replace(one, kept=k)) for k in sorted({assumed.kept, 1.0})},
+        table_hours=_table_hours(job, limits, model, one, gpu),
+        worst_hours=sum(stage.hours or 0.0 for stage in worst) + _table_hours(job, limits, model, whole, gpu),
     )
+    return dataclasses.replace(made, sized=sized)
 
 
 def _stages(job: JobSpec) -> list[Stage]:
@@ -216,7 +225,10 @@ def _stages(job: JobSpec) -> list[Stage]:
     ]
 
 
-def _sized(stage: Stage, limits: Mapping[str, int], model, one: sizing.Job | None, gpu: sizing.Gpu) -> Stage:
+def _sized(
+    stage: Stage, limits: Mapping[str, int], model: sizing.Model | None, one: sizing.Job | None, gpu: sizing.Gpu
+) -> Stage:
+    """The stage with its tokens and seconds, as far as model and prompts are known."""
     if one is None:
         return stage
     one = dataclasses.replace(one, answer=_mean_limit(limits, stage.tasks))
@@ -229,12 +241,15 @@ def _sized(stage: Stage, limits: Mapping[str, int], model, one: sizing.Job | Non
     return dataclasses.replace(stage, seconds=sizing.generation_seconds(model, job, gpu, gpus=1), look_seconds=look)
 
 
-def _table_hours(job: JobSpec, limits: Mapping[str, int], model, one: sizing.Job, gpu: sizing.Gpu) -> float:
+def _table_hours(
+    job: JobSpec, limits: Mapping[str, int], model: sizing.Model, one: sizing.Job, gpu: sizing.Gpu
+) -> float:
     one = dataclasses.replace(one, answer=_mean_limit(limits, job.kinds))
-    return _seconds(job.evaluation.samples, job.evaluation.policies, model, one, gpu) / 3600
+    names = [entry.name for entry in policy_entries(job.evaluation.policies)]
+    return _seconds(job.evaluation.samples, names, model, one, gpu) / 3600
 
 
-def _seconds(samples: int, policies: tuple[str, ...], model, one, gpu: sizing.Gpu) -> float:
+def _seconds(samples: int, policies: Sequence[str], model: sizing.Model, one: sizing.Job, gpu: sizing.Gpu) -> float:
     """GPU seconds of policies on samples; all but the full cache as long as a NAMM."""
     full = policies.count(FULL) * sizing.full_seconds(model, one, gpu)
     return samples * (full + (len(policies) - policies.count(FULL)) * sizing.seconds(sizing.work(model, one), gpu))

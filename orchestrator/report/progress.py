@@ -54,7 +54,7 @@ class Display:
 
     def start(self, job: JobSpec, workers: int) -> None:
         """The search begins."""
-        self._total = job.generations
+        self._total = sum(stage.generations for stage in job.plan)
         lines = []
         for stage in job.plan:
             lines += [
