@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 
 from orchestrator.dispatch.ray_fleet import Answered, Event, Joined, Left
-from workers.array_cache import PromptStore
+from workers.array_cache import ArrayCache
 from workers.config import EvaluatorConfig
-from workers.unit import Answer, Failure, SampleResult, Unit, WorkerInfo
+from workers.unit import CallResult, Failure, SampleResult, Unit, WorkerInfo
 
 
 def result_of(policy, ref) -> SampleResult:
@@ -28,7 +28,7 @@ class WaitingEvaluator:
     """Takes `tasks["seconds"]` for each unit."""
 
     def __init__(self, config: EvaluatorConfig) -> None:
-        self.prompts = PromptStore(None)
+        self.arrays = ArrayCache(None)
         self.seconds = float(config.tasks["seconds"])
 
     def evaluate(self, unit: Unit) -> list[list[SampleResult]]:
@@ -117,4 +117,4 @@ class WaitingFleet:
             outcome or [[result_of(policy, ref) for ref in unit.samples] for policy in unit.policies]
             for unit, outcome in zip(units, outcomes, strict=True)
         )
-        self._events.append(Answered(call, Answer(done, seconds)))
+        self._events.append(Answered(call, CallResult(done, seconds)))

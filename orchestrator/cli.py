@@ -25,7 +25,7 @@ from orchestrator.report import summary as report
 from orchestrator.services import head
 from orchestrator.services import redis_server as services
 from orchestrator.session import RUNS
-from workers.array_cache import masked_url
+from workers.masking import masked_url
 
 INTERRUPTED = 130
 ASSUMED = ("tflops", "kept", "tokens")

@@ -28,8 +28,8 @@ from orchestrator.storage import files
 from orchestrator.storage import mirror as storage
 from orchestrator.storage.journal import FILE, Journal, Lock
 from orchestrator.storage.mirror import Mirror
-from workers.array_cache import masked_url
 from workers.config import EvaluatorConfig
+from workers.masking import masked_url
 from workers.tasks.loading import load_tasks
 from workers.unit import SampleRef
 
@@ -131,7 +131,14 @@ def opened(
 def evaluator_config(job: JobSpec, redis_url: str | None = None) -> EvaluatorConfig:
     """What a job's workers are made of."""
     return EvaluatorConfig(
-        job.model, job.tasks, job.memory, job.workers.threads, redis_url, job.prompt, target=job.target
+        job.model,
+        job.tasks,
+        job.memory,
+        job.workers.threads,
+        redis_url,
+        job.prompt,
+        target=job.target,
+        fused=job.workers.fused,
     )
 
 

@@ -15,7 +15,7 @@ import psutil
 import ray
 
 from workers.config import EvaluatorConfig
-from workers.unit import Answer, Failure, Unit, WorkerInfo
+from workers.unit import CallResult, Failure, Unit, WorkerInfo
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ class EvaluatorActor:
         self.evaluator = getattr(importlib.import_module(module), name)(self._config)
         return WorkerInfo(os.getpid(), ray.get_runtime_context().get_node_id(), _memory())
 
-    def evaluate(self, units: list[Unit]) -> Answer:
+    def evaluate(self, units: list[Unit]) -> CallResult:
         """What came of each unit."""
-        prompts = self.evaluator.prompts
+        prompts = self.evaluator.arrays
         hits, misses, started = prompts.hits, prompts.misses, time.perf_counter()
         self._busy = True
         outcomes = [None if self._leaving else self._outcome(unit) for unit in units]
@@ -55,7 +55,7 @@ class EvaluatorActor:
             threading.Timer(5.0, os._exit, (0,)).start()
         seconds = time.perf_counter() - started
         cache = (prompts.hits - hits, prompts.misses - misses, prompts.lost)
-        return Answer(tuple(outcomes), seconds, *cache, self._leaving)
+        return CallResult(tuple(outcomes), seconds, *cache, self._leaving)
 
     def ask(self, method: str, *arguments):
         """Calls a method of the evaluator."""

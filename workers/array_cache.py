@@ -8,7 +8,6 @@ made of.
 import hashlib
 import json
 import logging
-import re
 import struct
 import time
 from collections import OrderedDict
@@ -17,20 +16,14 @@ from collections.abc import Callable
 import numpy as np
 import redis
 
+from workers.masking import masked_url
+
 logger = logging.getLogger(__name__)
 
 _MAGIC = b"NMA1"
 _DTYPES = {1: "<i4", 2: "<i8", 3: "<f4", 4: "<f8", 5: "|u1", 6: "|b1"}
 _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
 _DIGEST = 16  # bytes
-
-_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
-_SECRET_OPTION = re.compile(r"([?&][^=&\s]*(?:password|passwd|pwd|token|secret|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
-
-
-def masked_url(text: str) -> str:
-    """`text` with the credentials of every URL in it replaced by ***: fit for messages and records."""
-    return _SECRET_OPTION.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
 def content_key(kind: str, **parts) -> str:
@@ -77,7 +70,7 @@ def _digest(key: str, body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=_DIGEST, key=hashlib.sha256(key.encode()).digest()).digest()
 
 
-class PromptStore:
+class ArrayCache:
     """Arrays by content key, in Redis at `url` (redis://, rediss://, unix://) and in this process.
 
     `url=None` keeps them in this process only. One object serves one thread; pickling carries the address,
@@ -120,7 +113,7 @@ class PromptStore:
         return _open, (self._url, self._password, self._arguments)
 
     def __repr__(self) -> str:
-        return f"PromptStore({masked_url(self._url) if self._url else None!r})"
+        return f"ArrayCache({masked_url(self._url) if self._url else None!r})"
 
     def get(self, key: str) -> np.ndarray | None:
         """The array stored under `key`, as a copy of the caller's own, or None."""
@@ -190,5 +183,5 @@ class PromptStore:
         return answer
 
 
-def _open(url: str | None, password: str | None, arguments: dict) -> PromptStore:
-    return PromptStore(url, password, **arguments)
+def _open(url: str | None, password: str | None, arguments: dict) -> ArrayCache:
+    return ArrayCache(url, password, **arguments)

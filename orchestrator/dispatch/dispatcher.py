@@ -18,7 +18,7 @@ from orchestrator.dispatch.ray_fleet import Answered, Event, Fleet, Joined, Left
 from orchestrator.dispatch.schedule import Call, Schedule, Shard, Worker
 from orchestrator.spec import WorkerSpec
 from orchestrator.storage.journal import Journal, policy_key
-from workers.unit import Answer, Failure, PolicySpec, SampleRef, SampleResult, Unit
+from workers.unit import CallResult, Failure, PolicySpec, SampleRef, SampleResult, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ class Dispatcher:
     def _take(self, call: Call, event: Answered | Raised) -> None:
         if isinstance(event, Raised):  # not an evaluation's own error: that would be an answer
             raise WorkFailed(f"a worker cannot work: {type(event.error).__name__}: {event.error}")
-        answer: Answer = event.value
+        answer: CallResult = event.value
         worker, done = self._schedule.workers[call.worker], 0
         for shard, outcome in zip(call.shards, answer.outcomes, strict=True):
             if outcome is None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import redis
 import requests
 
-from workers.array_cache import masked_url
+from workers.masking import masked_url
 
 logger = logging.getLogger(__name__)
 

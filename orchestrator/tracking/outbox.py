@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from orchestrator.services.redis_server import root_cause
-from workers.array_cache import masked_url
+from workers.masking import masked_url
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from workers.array_cache import masked_url
+from workers.masking import masked_url
 
 _SECRET_WORDS = re.compile(
     r"(^|_)(password|passwd|passphrase|pwd|secrets?|credentials?|(api|access|private)_?key)(_|$)"

@@ -19,7 +19,7 @@ from pathlib import Path
 from orchestrator.services.redis_server import check_mlflow, sqlite_file
 from orchestrator.tracking.outbox import Sender, first_line
 from orchestrator.tracking.redaction import without_secrets
-from workers.array_cache import masked_url
+from workers.masking import masked_url
 
 # Read by MLflow when it is imported or at each request. Retries are ours; its own would block for minutes.
 for _name, _value in {

@@ -144,7 +144,7 @@ def test_every_choice_is_part_of_the_key(small_model, tmp_path):
             config = EvaluatorConfig(model, tasks | changes, NammConfig(), redis_url=url, prompt=prompt)
             evaluator = Evaluator(config)
             evaluator.evaluate(Unit((PolicySpec("full"),), (SampleRef("facts", "train", 0),)))
-            return evaluator.prompts.misses
+            return evaluator.arrays.misses
 
         assert misses(PromptConfig()) == 2  # the prompt and its base score
         assert misses(PromptConfig()) == 0

@@ -14,7 +14,7 @@ import torch
 from namm_core import MemoryCache, Namm, NammConfig
 from namm_core.answering import prefill
 from namm_core.policies import Full
-from workers.array_cache import PromptStore
+from workers.array_cache import ArrayCache
 from workers.config import EvaluatorConfig, ModelConfig, PromptConfig
 from workers.evaluator import Evaluator
 from workers.targets import find
@@ -197,7 +197,7 @@ def test_frames_of_another_size_are_resized_and_normalised():
 def test_what_cannot_be_served_is_said_in_one_line(tmp_path, small_model):
     def refused(message, given):
         with pytest.raises(ValueError, match=message) as error:
-            Video(given, PromptStore(None))
+            Video(given, ArrayCache(None))
         assert "\n" not in str(error.value)
 
     refused("is a llama: target video serves", config(small_model))
@@ -211,7 +211,7 @@ def test_what_cannot_be_served_is_said_in_one_line(tmp_path, small_model):
     refused("384", config(folder))
     file.write_text('{"size": ')
     refused("video_preprocessor_config.json cannot be read", config(folder))
-    other = Video(config(tasks={"source": "recall"}), PromptStore(None))
+    other = Video(config(tasks={"source": "recall"}), ArrayCache(None))
     with pytest.raises(ValueError, match="recall has no videos"):
         other.sample(SampleRef("residence", "train", 0))
 
@@ -219,5 +219,5 @@ def test_what_cannot_be_served_is_said_in_one_line(tmp_path, small_model):
 def test_another_stretch_or_other_pictures_are_other_base_scores(target, tmp_path):
     refs = (SampleRef("colour", "train", 0),)
     stretched = dataclasses.replace(config(), model=ModelConfig(str(FOLDER), ntk_alpha=4))
-    assert Video(stretched, PromptStore(None)).identity(refs) != target.identity(refs)
-    assert Video(config(), PromptStore(None)).identity(refs) == target.identity(refs)
+    assert Video(stretched, ArrayCache(None)).identity(refs) != target.identity(refs)
+    assert Video(config(), ArrayCache(None)).identity(refs) == target.identity(refs)

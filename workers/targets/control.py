@@ -9,20 +9,20 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium  # noqa: F401  (so that a missing package is said before anything is loaded)
 import numpy as np
-from transformers.cache_utils import Cache
 
 from namm_core import MemoryCache
 from workers import models
-from workers.array_cache import PromptStore
+from workers.array_cache import ArrayCache
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.control import decision, environments
 from workers.control.environments import Simulation
 from workers.control.rollout import roll_out
-from workers.targets.base import Outcome, Target
+from workers.protocols import RowResult, Target
 from workers.tasks.loading import load_tasks
 from workers.unit import SampleRef
+
+environments.check_package()
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Episode:
 class Control(Target[Episode]):
     """A Decision Transformer of transformers."""
 
-    def __init__(self, config: EvaluatorConfig, store: PromptStore) -> None:
+    def __init__(self, config: EvaluatorConfig, arrays: ArrayCache) -> None:
         self.config = config
         self.tasks = load_tasks(config.tasks)
         self.decision, self.environments = decision.load(config.model)
@@ -66,14 +66,14 @@ class Control(Target[Episode]):
     def read(self, sample: Episode, cache: MemoryCache) -> None:
         self.run([sample], cache)
 
-    def run(self, rows: list[Episode], cache: Cache | None) -> list[Outcome]:
+    def run(self, rows: list[Episode], cache: MemoryCache | None) -> list[RowResult]:
         simulations = [self._simulation(row.task) for row in rows]
         outcomes = []
         for simulation, lived in zip(
             simulations, roll_out(self.decision, simulations, [row.seed for row in rows], cache), strict=True
         ):
             did = f"return {lived.total:.1f} in {lived.steps} steps"
-            outcomes.append(Outcome(simulation.about.normalised(lived.total), 0.0, lived.kept, did))
+            outcomes.append(RowResult(simulation.about.normalised(lived.total), 0.0, lived.kept, did))
         for row, simulation in zip(rows, simulations, strict=True):
             self._idle[row.task].append(simulation)
         return outcomes

@@ -14,7 +14,8 @@ import pytest
 import redis
 
 from orchestrator.services.redis_server import private_redis, redis_program
-from workers.array_cache import PromptStore, content_key, masked_url, pack, unpack
+from workers.array_cache import ArrayCache, content_key, pack, unpack
+from workers.masking import masked_url
 
 ARRAYS = [
     np.arange(7, dtype=np.int32),
@@ -79,15 +80,15 @@ def url():
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda a: f"{a.dtype}{a.shape}")
 def test_what_one_worker_stores_another_reads_bit_for_bit(url, array):
     key = content_key("test", array=array.tobytes().hex(), shape=array.shape)
-    PromptStore(url).put(key, array)
-    found = PromptStore(url).get(key)
+    ArrayCache(url).put(key, array)
+    found = ArrayCache(url).get(key)
     assert found.shape == array.shape and found.dtype == array.dtype.newbyteorder("=")
     assert found.tobytes() == array.astype(found.dtype).tobytes()
     found[...] = 0  # the caller's own
 
 
 def test_a_caller_that_writes_to_its_array_changes_nothing_stored():
-    store = PromptStore(None)
+    store = ArrayCache(None)
     made = store.get_or_make("k", lambda: np.arange(4))
     made[:] = 9
     store.get("k")[:] = 8
@@ -101,7 +102,7 @@ def test_make_is_called_once_for_all_workers_and_hits_are_counted(url):
         calls.append(1)
         return np.array([0.5])
 
-    first, second = PromptStore(url), PromptStore(url)
+    first, second = ArrayCache(url), ArrayCache(url)
     key = content_key("once", sample=1)
     for store in (first, second, second):
         assert store.get_or_make(key, make).tolist() == [0.5]
@@ -142,23 +143,23 @@ def test_a_damaged_value_is_a_miss_with_a_warning_and_is_made_again(url, caplog)
     key = content_key("damaged", sample=1)
     client = redis.Redis.from_url(url)
     client.set(key, b"\x80\x04K\x01.")  # a pickle, say
-    store = PromptStore(url)
+    store = ArrayCache(url)
     assert store.get(key) is None
     assert "damaged" in caplog.text
     assert store.get_or_make(key, lambda: np.arange(2)).tolist() == [0, 1]
-    assert PromptStore(url).get(key).tolist() == [0, 1]
+    assert ArrayCache(url).get(key).tolist() == [0, 1]
 
 
 def test_an_array_that_cannot_be_stored_is_refused_by_name():
     with pytest.raises(ValueError, match="complex128.*int32"):
-        PromptStore(None).put("k", np.zeros(2, dtype=complex))
+        ArrayCache(None).put("k", np.zeros(2, dtype=complex))
     with pytest.raises(ValueError, match="object"):
-        PromptStore(None).put("k", np.array([{}]))
+        ArrayCache(None).put("k", np.array([{}]))
 
 
 def test_a_killed_server_costs_one_warning_and_is_used_again_when_it_returns(server, caplog):
     caplog.set_level(logging.WARNING)
-    store = PromptStore(server.url, retry_every=0.2)
+    store = ArrayCache(server.url, retry_every=0.2)
     store.put("before", np.arange(3))
     server.kill()
     start = time.monotonic()
@@ -171,12 +172,12 @@ def test_a_killed_server_costs_one_warning_and_is_used_again_when_it_returns(ser
     server.start()
     time.sleep(0.25)
     store.put("after", np.arange(4))
-    assert PromptStore(server.url).get("after").tolist() == [0, 1, 2, 3]
+    assert ArrayCache(server.url).get("after").tolist() == [0, 1, 2, 3]
     assert caplog.text.count("is back") == 1
 
 
 def test_a_stopped_server_blocks_for_half_a_second_not_for_ever(server):
-    store = PromptStore(server.url)
+    store = ArrayCache(server.url)
     store.put("k", np.arange(2))
     os.kill(server.process.pid, signal.SIGSTOP)
     try:
@@ -191,16 +192,16 @@ def test_a_stopped_server_blocks_for_half_a_second_not_for_ever(server):
 def test_a_refused_password_does_not_stop_the_run_nor_show_it(server, caplog):
     server.kill()
     server.start("--requirepass", "right-one")
-    wrong = PromptStore(f"redis://:wrong-one@127.0.0.1:{server.port}/0")
+    wrong = ArrayCache(f"redis://:wrong-one@127.0.0.1:{server.port}/0")
     assert wrong.get_or_make("k", lambda: np.arange(2)).tolist() == [0, 1]
     assert "is lost" in caplog.text and "wrong-one" not in caplog.text + repr(wrong)
-    right = PromptStore(server.url, "right-one")
+    right = ArrayCache(server.url, "right-one")
     right.put("k", np.arange(3))
-    assert right.failures == 0 and PromptStore(server.url, "right-one").get("k").tolist() == [0, 1, 2]
+    assert right.failures == 0 and ArrayCache(server.url, "right-one").get("k").tolist() == [0, 1, 2]
 
 
 def test_the_local_store_is_bounded_and_forgets_the_least_recently_used():
-    store = PromptStore(None, local_bytes=3 * 800)
+    store = ArrayCache(None, local_bytes=3 * 800)
     for name in "abc":
         store.put(name, np.zeros(100))
     store.get("a")
@@ -211,14 +212,14 @@ def test_the_local_store_is_bounded_and_forgets_the_least_recently_used():
 
 
 def test_a_copied_store_opens_its_own_connection(url):
-    store = PromptStore(url, retry_every=1.0)
+    store = ArrayCache(url, retry_every=1.0)
     store.put("copied", np.arange(3))
     again = copy.deepcopy(store)  # by the same methods that take it to a worker
     assert again.get("copied").tolist() == [0, 1, 2] and again.hits == 1
 
 
 def test_values_expire_so_that_a_shared_server_does_not_fill_up(url):
-    PromptStore(url, expire=100).put("expiring", np.arange(3))
+    ArrayCache(url, expire=100).put("expiring", np.arange(3))
     assert 0 < redis.Redis.from_url(url).ttl("expiring") <= 100
 
 
