@@ -2,7 +2,8 @@
 
 A small language model reads twelve texts of 1,544 tokens and answers one question about each, first with the stock
 cache of transformers, then with the shipped NAMM as its memory. Nothing but the argument `cache` changes. Prints the
-answers side by side and the bytes that the two caches hold. Takes about 10 seconds on one core.
+answers side by side and the bytes that the two caches hold; twelve texts are a demonstration, not a measurement. Takes
+about 10 seconds on one core.
 
     python examples/use_a_memory.py
 """
@@ -52,10 +53,8 @@ def main() -> None:
 
     print()
     for name in right:
-        share = sizes[name] / sizes["full cache"]
-        print(
-            f"{name:<12}{right[name]:>2} of 12 right, {sizes[name] / 12 / 1024:,.0f} KiB of keys and values ({share:.2f})"
-        )
+        held, share = sizes[name] / 12 / 1024, sizes[name] / sizes["full cache"]
+        print(f"{name:<12}{right[name]:>2} of 12 right, {held:,.0f} KiB of keys and values ({share:.2f})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An evolution job started from Python instead of the command line. Knows what a caller may pass, nothing of the job."""
+"""An evolution job started from Python, not from the command line. Knows how it is asked for, nothing of how it runs."""
 
 from __future__ import annotations
 
