@@ -119,7 +119,7 @@ def test_files_that_are_named(page):
 def test_commands_that_are_named(page):
     """`namm ...`, `make ...` and `python -m ...` name commands that there are."""
     written = code(page.read_text())
-    for command in re.findall(r"(?<![\w/.-])namm ([a-z]+)\b", written):
+    for command in re.findall(r"(?:^|-- |['(;] ?)namm ([a-z]+)\b", written, re.MULTILINE):
         assert command in commands(), f"{page.name}: namm {command}"
     for target in re.findall(r"(?<![\w/.-])make ([a-z][\w-]*)", written):
         assert target in targets(), f"{page.name}: make {target}"
