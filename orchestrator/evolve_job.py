@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator import session
-from orchestrator.evaluation.held_out import compare, held_out_samples, metric_name
+from orchestrator.evaluation.held_out import check_policies, compare, held_out_samples, metric_name
 from orchestrator.evaluation.sizes import Sized, Sizing
 from orchestrator.evolution.loop import Outcome, evolve
 from orchestrator.evolution.samples import validation_samples
@@ -38,8 +38,13 @@ def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
 
     Raises ValueError, one line, for bad input, before anything is written.
     """
+    policies = policy_entries(job.evaluation.policies)
+    check_policies(policies)
+    for label in ("full", "namm"):
+        if label not in [entry.label for entry in policies]:
+            raise ValueError(f"evaluation.policies must name {label}: the table compares the others with it")
     samples = {"validation.samples": validation_samples(job), "evaluation.samples": _held_out(job)}
-    job = session.checked(job, job.evaluation.policies, samples)
+    job = session.checked(job, [entry.name for entry in policies], samples)
     with session.opened(job, resume, display, (JOB, job), _tags(job)) as workplace:
         return _run(job, workplace, display)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from namm_core.config import NammConfig
 from orchestrator import session
-from orchestrator.evaluation.held_out import held_out_samples
+from orchestrator.evaluation.held_out import check_policies, held_out_samples
 from orchestrator.policy_entries import PolicyEntry
 from orchestrator.spec import JobSpec
 from workers.unit import PolicySpec, SampleRef
@@ -78,6 +78,7 @@ def checked(spec: EvaluateSpec) -> tuple[EvaluateSpec, dict[str, PolicySpec]]:
     for policy in spec.policies:
         if policy.name not in (*known_policies(), ANEW, *spec.others):
             raise ValueError(f"unknown policy {policy.name!r}; known: {', '.join((*known_policies(), ANEW))}")
+    check_policies(spec.policies, ("namm", ANEW, *spec.others))
     config, memory = _saved(spec.namm)
     memories = {"namm": memory}
     for name, source in spec.others.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,13 +36,25 @@ def held_out_samples(kinds: tuple[str, ...], total: int, split: str = "heldout")
     return [SampleRef(kind, split, i) for n, kind in enumerate(kinds) for i in range(len(range(n, total, len(kinds))))]
 
 
+def check_policies(entries: Sequence[PolicyEntry], memories: Collection[str] = ("namm",)) -> None:
+    """Raises ValueError, one line, for a policy or an option that does not exist, or a budget that is not taken.
+
+    memories: names of NAMMs, which are no policies with a file.
+    """
+    from namm_core import policies  # a policy's class imports torch
+
+    for entry in entries:
+        if entry.name not in memories:
+            policies.check(entry.name, entry.options, entry.budget)
+        elif entry.options or entry.budget is not None:
+            raise ValueError(f"policy {entry.name} takes no options and no budget: it is the memory as it is saved")
+
+
 def takes_budget(name: str) -> bool:
     """Whether a policy keeps a size that it is given. Raises ValueError, one line, for an unknown name."""
-    if name == "namm":
-        return False
-    from namm_core import policies  # the policy's class imports torch
+    from namm_core import policies  # a policy's class imports torch
 
-    return "budget" in getattr(policies.named(name), "__dataclass_fields__", {})
+    return policies.named(name).takes_budget
 
 
 def compare(

@@ -17,8 +17,6 @@ from namm_core.config import NammConfig
 GIB = 2**30
 PENDING = 15
 """Most queries of an unfinished hop that are held."""
-THETA = 4172
-"""Parameters of the memory."""
 
 
 @dataclass(frozen=True)

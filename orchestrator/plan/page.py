@@ -123,7 +123,7 @@ def _storage(plan: Plan) -> Table:
     table.add_row("prompts of a generation", _bytes(plan.prompts), "Redis (namm head: 1 GB, oldest leave)")
     weights = None if plan.model is None else plan.model.bytes * plan.model.parameters
     table.add_row("the model's files", _bytes(weights), "HF_HOME of each machine, or the model's folder")
-    table.add_row("a memory", _bytes(4 * sizing.THETA), "run folder, one a stage, and MLflow")
+    table.add_row("a memory", _bytes(plan.theta), "run folder, one a stage, and MLflow")
     return table
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from namm_core.scoring import scorer
 from orchestrator.evolution.generation import LOOKED_AT
 from orchestrator.plan import cost as sizing
 from orchestrator.plan import model_shapes as shapes
@@ -150,6 +151,11 @@ class Plan:
     def prediction(self) -> int:
         """Bytes of an answer's text, at most, at 4 bytes a token: a mean over the tasks."""
         return round(4 * _mean_limit(self.limits, self.job.kinds))
+
+    @property
+    def theta(self) -> int:
+        """Bytes of a memory's parameters, float32."""
+        return 4 * scorer.num_parameters(self.job.memory)
 
     @property
     def journal(self) -> int | None:
@@ -300,6 +306,8 @@ def _notes(job: JobSpec) -> list[str]:
     if job.restarts.count:
         growth = job.restarts.factor**job.restarts.count
         notes.append(f"restarts: up to {job.restarts.count} of a stage, whose population grows up to {growth:g} times")
+    if job.memory.scorer != "bam":
+        notes.append(f"memory.scorer is {job.memory.scorer}: FLOP and bytes of scoring are counted as those of bam")
     notes.append("a full-cache request that came before is in the journal and is not made again")
     if not job.workers.gpus:
         notes.append("workers.gpus is 0: this job runs on CPUs; memory and hours are those of a GPU")

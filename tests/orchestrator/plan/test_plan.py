@@ -203,6 +203,16 @@ def test_nothing_is_touched(tmp_path):
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_a_memory_is_as_large_as_its_scorer_makes_it(tmp_path):
+    """theta is counted from the configuration, whatever the scorer, and without torch."""
+    done = dry(tmp_path, str(PAPER), "--dry-run", "memory.scorer=mlp")
+    assert done.returncode == 0 and "TOUCHED [] []" in done.stderr, done.stderr
+    assert "a memory 2.6 KiB run folder" in " ".join(done.stdout.split())
+    assert "memory.scorer is mlp: FLOP" in done.stdout
+    wide = planned(PAPER, "memory.hidden=64").theta
+    assert (planned(PAPER).theta, wide) == (4 * 4172, 4 * (25 * 192 + 192 + 64 * 50 + 50 + 25 + 1))
+
+
 def test_a_shape_in_the_hubs_cache(tmp_path):
     """config.json of a repository that was fetched before is what counts, not the table."""
     repository = tmp_path / "hf" / "hub" / "models--meta-llama--Meta-Llama-3-8B"
