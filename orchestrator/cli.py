@@ -21,7 +21,7 @@ COMMANDS = "orchestrator.commands"
 """Package of the subcommands: each module has its `command`."""
 INTERRUPTED = 130
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Errors of a disk that is full or failing: nobody's bug."""
+"""Errors of a disk that is full or failing, not of this program."""
 
 
 class Subcommands(click.Group):

@@ -1,9 +1,9 @@
 """One evolution job from its configuration to its run folder: what is done, in which order, and written where.
 
 The way of a candidate: `evolution.loop` asks the search for a vector and hands it to `Dispatcher.evaluate`, which ships
-it to a worker (`workers.evaluator`); its score comes back through the journal, and the search is told. Here stands what
-is before and after: samples and statistics, the NAMM's size, the comparison on held-out samples, and the record of all.
-Knows no numbers, and nothing of how they are come by.
+it to a worker (`workers.evaluator`); its score comes back through the journal, and the search is told. This
+file has what comes before and after: samples and statistics, the NAMM's size, the comparison on held-out samples, and
+the record of it all. Knows the order of the steps, and not how any number is computed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from workers.unit import PolicySpec, SampleRef
 
 
 def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
-    """Runs a job to its end, or goes on with one that was interrupted; returns what `result.json` holds.
+    """Runs a job to its end, or continues one that was interrupted; returns what `result.json` holds.
 
     Raises ValueError, one line, for bad input, before anything is written.
     """
@@ -91,9 +91,9 @@ def _run(job: JobSpec, workplace: Workplace, display: Display) -> dict[str, Any]
 
 
 class RunRecorder(Recorder):
-    """Keeps what an evolution does where a person finds it: in the run folder, in MLflow, on the screen.
+    """Records what an evolution does: in the journal and the run folder, in MLflow, and on the screen.
 
-    started: `time.monotonic()` when the job began or went on.
+    started: `time.monotonic()` when the job began or was resumed.
 
     Attributes:
         history: records of the generations told so far.
@@ -104,7 +104,7 @@ class RunRecorder(Recorder):
         self.history: list[dict[str, Any]] = []
 
     def recall(self, past: Iterable[dict[str, Any]]) -> None:
-        """Shows generations that were told, and kept, before the job was interrupted."""
+        """Shows the generations that were recorded before the job was interrupted."""
         for record in past:
             self._show(record)
 
@@ -113,7 +113,7 @@ class RunRecorder(Recorder):
         self.display.progress(generation, done, of)
 
     def told(self, record: dict[str, Any], settled: Sequence[SampleRef]) -> None:
-        """Keeps a generation, in the journal first. Raises ValueError when the copy of the run folder is lost."""
+        """Records a generation, in the journal first. Raises ValueError if the copy of the run folder is lost."""
         self.workplace.dispatcher.journal.tell(record, list(settled))
         self._show(record)
         files.write_lines(self.workplace.folder / "generations.jsonl", self.history)
@@ -122,7 +122,7 @@ class RunRecorder(Recorder):
             raise ValueError(mirror.lost)
 
     def stage_over(self, entry: dict[str, Any], best: PolicySpec, mean: PolicySpec) -> None:
-        """Exports what a stage came to, where the job has stages."""
+        """Exports a stage's best memory and the mean it ended with, if the job has stages."""
         if self.job.stages:
             folder = self.workplace.folder / "stages" / entry["name"]
             _export(best, self.job, folder / MEMORY)
@@ -145,7 +145,7 @@ def _trained(outcome: Outcome) -> tuple[str, ...]:
 
 
 def _about(job: JobSpec, workplace: Workplace, outcome: Outcome, sized: Sized) -> dict[str, Any]:
-    """What `result.json` says beside scores and times."""
+    """What `result.json` says in addition to scores and times."""
     journal = workplace.dispatcher.journal
     return {
         "name": job.name,
@@ -176,7 +176,7 @@ def _publish(job: JobSpec, workplace: Workplace, result: dict[str, Any]) -> None
 
 
 def draw(workplace: Workplace, history: list[dict[str, Any]], memory: PolicySpec, sample: SampleRef) -> None:
-    """Draws the run's pictures: fitness, kept fraction, and one held-out prompt with what became of its tokens."""
+    """Draws the run's pictures: fitness, kept fractions, and which tokens of one held-out prompt are still held."""
     folder = workplace.folder
     pictures.fitness_curve(history, folder / "fitness.png")
     pictures.kept_heatmap(history, folder / "kept.png")
@@ -193,7 +193,7 @@ def _export(memory: PolicySpec, job: JobSpec, path: Path, card: str | None = Non
 
 
 def _racing(outcome: Outcome) -> dict[str, Any] | None:
-    """What racing saved, of the candidates' evaluations; None where candidates did not race."""
+    """How many of the candidates' evaluations racing saved; None if candidates did not race."""
     raced = [record for record in outcome.generations if "saved" in record]
     if not raced:
         return None
@@ -207,7 +207,7 @@ def _tags(job: JobSpec) -> dict[str, str]:
 
 
 def _metrics(record: dict[str, Any], workplace: Workplace, seconds: float) -> dict[str, float]:
-    """Figures of a generation for MLflow; seconds: since the job began or went on."""
+    """Figures of a generation for MLflow; seconds: since the job began or was resumed."""
     dispatcher, cost = workplace.dispatcher, workplace.dispatcher.cost
     metrics = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "generation"}
     metrics |= {f"kept_layer/{i}": kept for i, kept in enumerate(record["kept_layers"])}

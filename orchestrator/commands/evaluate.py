@@ -32,7 +32,7 @@ from orchestrator.storage import run_folder
 @click.option("--validation", type=int, help="validation samples that sizes are found on (36)")
 @click.option("--timing", type=int, help="rounds in which speeds are measured (5; 0: none)")
 @click.option("--name", help="name of the evaluation's run folder (the job's name, then -evaluate)")
-@click.option("--resume", is_flag=True, help="go on with an interrupted evaluation, or extend one")
+@click.option("--resume", is_flag=True, help="continue an interrupted evaluation, or extend one")
 def command(
     config: str,
     overrides: tuple[str, ...],

@@ -1,4 +1,4 @@
-"""`namm evolve`: runs a job, goes on with one, or says what it will take. Knows no search and no tables."""
+"""`namm evolve`: runs a job, continues one, or says what it will take. Knows no search and no tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.storage import run_folder
 @click.command(short_help="run an evolution job")
 @click.argument("config", required=False)
 @overrides
-@click.option("--resume", is_flag=True, help="go on with an interrupted run")
+@click.option("--resume", is_flag=True, help="continue an interrupted run")
 @click.option("--dry-run", is_flag=True, help="print what the job will take, and start nothing")
 @click.option("--tflops", type=float, help="with --dry-run: a GPU's peak TFLOP/s in bfloat16 (989, H100 SXM)")
 @click.option("--kept", type=float, help="with --dry-run: kept fraction to count with (0.3)")
@@ -64,7 +64,7 @@ def _plan(config: str, overrides: tuple[str, ...], resume: bool, assumed: dict[s
 
 
 def _job(config: str, overrides: tuple[str, ...], resume: bool) -> spec.JobSpec:
-    """The job that is meant. A run that is fetched from a URL goes on being kept there."""
+    """The job that is meant. A run that is fetched from a URL continues to be copied there."""
     if not resume:
         return spec.read(config, list(overrides))
     found = run_folder.job_text(config)

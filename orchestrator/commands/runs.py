@@ -11,7 +11,7 @@ from orchestrator.storage.run_folder import RUNS
 
 @click.command(short_help="list the runs of this folder and compare them")
 def command() -> None:
-    """Lists the runs of this folder, which are at work, how far they are, and how good their memories are."""
+    """Lists the runs of this folder: which are running, how far they have come, and how good their memories are."""
     found = runs.read_all(RUNS)
     if found:
         Console().print(runs.table(found))

@@ -26,7 +26,7 @@ class Known:
     samples: int
     """Held-out samples that a table is made of."""
     others: dict[str, str] = field(default_factory=dict)
-    """Further NAMMs to show beside, by name."""
+    """More NAMMs to compare it with, by name."""
 
 
 KNOWN = {
@@ -54,7 +54,7 @@ SHIPPED = ", ".join(f"{name} {known.samples}" for name, known in KNOWN.items())
 @click.option("--samples", type=int, help=f"held-out samples of each target ({SHIPPED}; others {SAMPLES})")
 @click.option("--validation", default=VALIDATION, help=f"samples that sizes are found on ({VALIDATION})")
 @click.option("--name", default="transfer", help="name of the run folder (transfer)")
-@click.option("--resume", is_flag=True, help="go on with an interrupted one, asked for as before")
+@click.option("--resume", is_flag=True, help="continue an interrupted one, with the same options as before")
 def command(words: tuple[str, ...], namm: str, to: tuple[str, ...], name: str, resume: bool, **asked: Any) -> None:
     """Evaluates a NAMM, unchanged, on each TARGET (default: all): language, video, control, or a job file (YAML).
 

@@ -1,8 +1,8 @@
 """One evaluation: policies x budgets x tasks on held-out samples, from what was asked for to the run folder.
 
-Knows the order of things alone: what is asked for is in `curve_spec`, sizes are found in `sizes`, points made in
-`points`, speeds measured in `speeds`, the picture is in `curve_picture`, the tables are in `curve_tables`, and what is
-started for it is in `session`.
+Knows only the order of the steps. What is asked for is in `curve_spec`; sizes are found by `sizes`, points computed by
+`points`, speeds measured by `speeds`; the picture is in `curve_picture`, the tables are in `curve_tables`; what an
+evaluation needs is started by `session`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MEASURED = ("score", "kept", "prefill_tokens_per_second", "decode_tokens_per_sec
 
 
 def run(spec: EvaluateSpec, resume: bool, display: Display) -> tuple[dict[str, Any], Points]:
-    """Runs an evaluation to its end, or goes on with one; returns what `result.json` and `curve.json` hold.
+    """Runs an evaluation to its end, or continues one; returns what `result.json` and `curve.json` hold.
 
     Raises ValueError, one line, for bad input, before anything is written.
     """
@@ -72,7 +72,7 @@ class _Evaluation:
         """How each NAMM was brought to each size."""
 
     def run(self) -> tuple[dict[str, Any], Points]:
-        """All of it, in order."""
+        """Runs every step, in order."""
         started, spec = time.monotonic(), self.spec
         session.prepare(self.dispatcher, [*self.samples, *spec.sizing], self.display)
         if any(policy.name == ANEW for policy in spec.policies):
@@ -81,7 +81,7 @@ class _Evaluation:
         self._ask_memories()
         self._evaluate("namm")
         own = own_size(self.results[NAMM])
-        while own in spec.budgets:  # a level apart, however near
+        while own in spec.budgets:  # it must be a level of its own, however near another one
             own = round(own + 1e-4, 4)
         self._ask_others(own)
         for policy in spec.policies:
@@ -100,7 +100,7 @@ class _Evaluation:
         return result, points
 
     def _ask_memories(self) -> None:
-        """Each NAMM as it is, and brought to each budget."""
+        """Asks for each NAMM as it is, and brought to each budget."""
         for label, memory in self.memories.items():
 
             def looked(looks: int, kept: float, label: str = label) -> None:
@@ -116,7 +116,7 @@ class _Evaluation:
                     self.display.warning(f"{label} cannot be brought to {budget:g}: {sized.kept:.3f} is the nearest")
 
     def _ask_others(self, own: float) -> None:
-        """The other policies at each budget and at the NAMM's own size, those that have a size of theirs at that."""
+        """Asks for the other policies at each budget and at the NAMM's own size, or once if their size is fixed."""
         for policy in self.spec.policies:
             if policy.name not in self.memories:
                 points = dict(at_size(policy, budget) for budget in sorted((*self.spec.budgets, own)))
@@ -125,12 +125,12 @@ class _Evaluation:
                 self.asked |= points
 
     def _evaluate(self, label: str) -> None:
-        """One policy at all of its sizes."""
+        """Evaluates one policy at all of its sizes."""
         mine = {point: policy for point, policy in self.asked.items() if point.policy == label}
         self.results |= evaluated(self.dispatcher.evaluate, mine, self.samples, self.display.comparison)
 
     def _timed(self) -> list[speeds.Round]:
-        """Speeds, measured once in a run's life: the seconds of another machine would not compare."""
+        """Measured speeds, which a run measures once: seconds on another machine could not be compared."""
         rounds = self.spec.timing
         if not rounds:
             return []
@@ -145,7 +145,7 @@ class _Evaluation:
         return [dict(zip(self.asked, times, strict=True)) for times in found]
 
     def _about(self, own: float) -> dict[str, Any]:
-        """What `result.json` says beside the scores."""
+        """What `result.json` says in addition to the scores."""
         journal = self.dispatcher.journal
         return {
             "name": self.spec.job.name,

@@ -31,7 +31,7 @@ class EvaluateSpec:
     policies: tuple[PolicyEntry, ...]
     """What is compared; `full` and `namm` are always among them."""
     budgets: tuple[float, ...] = BUDGETS
-    """Kept fractions at which policies are compared, besides the NAMM's own."""
+    """Kept fractions at which policies are compared, in addition to the NAMM's own."""
     samples: int = 200
     """Held-out samples, over all kinds."""
     validation: int = 36
@@ -39,7 +39,7 @@ class EvaluateSpec:
     timing: int = 5
     """Rounds in which speeds are measured; 0: none."""
     others: dict[str, str] = field(default_factory=dict)
-    """Further NAMMs of the same configuration, by the name `namm-...` that they have in tables: folder or Hub id."""
+    """More NAMMs of the same configuration: folders or Hub ids, by the name `namm-...` that they have in tables."""
 
     def __post_init__(self) -> None:
         for budget in self.budgets:

@@ -1,6 +1,6 @@
 """How fast policies read and write, and how large their caches get: measured in turn on one worker, then compared.
 
-Knows no scores. Seconds are a machine's and its neighbours': nothing that is decided depends on them.
+Knows no scores. Seconds depend on the machine and on what else it does: no decision may depend on them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ def measured(
 ) -> list[list[list[float]]]:
     """rounds x policies x fields of a `Timing`, as JSON has them; none where this kind of target has no speeds."""
     order = list(asked)
-    first: Timing | None = ask("timing", PolicySpec("full"), prompts[0], DECODED)  # it pays for much else
+    first: Timing | None = ask(
+        "timing", PolicySpec("full"), prompts[0], DECODED
+    )  # the first call also pays for warming up
     if first is None:
         return []
     found, done = [], 0
     for number in range(rounds):
-        start = number * len(order) // rounds  # nobody is always first, or behind the same one
+        start = number * len(order) // rounds  # no policy is always first, or always follows the same one
         times: Round = {}
         for point in [*order[start:], *order[:start]]:
             times[point] = list(ask("timing", asked[point], prompts[number % len(prompts)], DECODED))

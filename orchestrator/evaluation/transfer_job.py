@@ -1,6 +1,6 @@
 """Zero-shot transfer: one NAMM, unchanged, on several targets; an evaluation each, then one table and one picture.
 
-Knows the order of things alone: what happens on a target is for `curve_job`.
+Knows only the order of the steps: an evaluation itself is `curve_job`'s.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from workers.config import ModelConfig
 from workers.hub import is_repository
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Of a number of each precision."""
+"""Bytes of one number, by precision."""
 
 _LLAMA_3 = Model(32, 4096, 32, 8, 128, 14336, 128_256)
 _LLAMA_32_1B = Model(16, 2048, 32, 8, 64, 8192, 128_256, tied=True)
@@ -37,7 +37,7 @@ KNOWN = {
     "Qwen/Qwen3-8B": _QWEN3_8B,
     "Qwen/Qwen3-8B-Base": _QWEN3_8B,
 }
-"""Shapes as the published config.json of these repositories (or of copies of them) give them."""
+"""Shapes as the published config.json of these repositories (or of copies of them) gives them."""
 
 _KEYS = {
     "layers": ("num_hidden_layers", "n_layer"),
@@ -49,8 +49,10 @@ _KEYS = {
 
 
 def find(config: ModelConfig) -> tuple[Model | None, str]:
-    """The model's shape and where it was found, or None and what is missing. Raises ValueError, one line, for a
-    config.json that cannot be read."""
+    """The model's shape and where it was found, or None and what is missing.
+
+    Raises ValueError, one line, for a config.json that cannot be read.
+    """
     size = BYTES[config.dtype]
     folder = Path(config.path) / "config.json"
     if folder.is_file():

@@ -1,4 +1,4 @@
-"""A plan as tables of 80 columns. Knows how numbers are written; computes none but sums and units."""
+"""A plan as tables of 80 columns. Knows how numbers are written; computes nothing but sums and units."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNKNOWN = "?"
 
 
 def page(plan: Plan) -> RenderableType:
-    """All of it, to be printed."""
+    """The whole plan, for a console."""
     parts: list[RenderableType] = [*_head(plan), "", _requests(plan), *_arithmetic(plan)]
     if plan.sized is not None:
         parts += ["", _memory(plan, plan.sized), "", _hours(plan, plan.sized), *_formula(plan)]

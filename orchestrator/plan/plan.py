@@ -22,22 +22,22 @@ from orchestrator.spec import JobSpec
 from workers.tasks.loading import load_tasks
 
 KEPT = 0.3
-"""Assumed kept fraction, as stored, where none is given."""
+"""Kept fraction, as stored, that is assumed if none is given."""
 ANSWER = 128
-"""Assumed most tokens of an answer where the task set does not say: LongBench's limit for questions on one text."""
+"""Limit of an answer, in tokens, if the task set has none: LongBench's for questions about one text."""
 FULL = "full"
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """What no configuration says."""
+    """What no configuration says, and a plan needs."""
 
     tflops: float = sizing.Gpu.tensor
     """Peak TFLOP/s of the GPU in bfloat16, dense; the default is an H100 SXM's."""
     kept: float = KEPT
     """Kept fraction of the memory, as stored, right after an update."""
     tokens: int | None = None
-    """Tokens of a prompt; None: the longest that the task set may give."""
+    """Tokens of a prompt; None: the longest prompt that the task set allows."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tflops) and self.tflops > 0):
@@ -50,20 +50,20 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage takes; None where the model's shape or the prompts' length is not known."""
+    """What a stage takes; fields are None if the model's shape or the prompts' length is not known."""
 
     name: str
     tasks: tuple[str, ...]
     generations: int
     population: int
     samples: int
-    """Of each task in a generation."""
+    """Samples of each task in a generation."""
     looks: int
-    """Times that validation samples are looked at."""
+    """How often the validation samples are evaluated."""
     validation: int
-    """Requests of one look."""
+    """Requests of one such look."""
     tokens: int | None = None
-    """Of a generation's prompts."""
+    """Tokens of a generation's prompts, once for each request."""
     seconds: float | None = None
     """GPU seconds of a generation."""
     look_seconds: float | None = None
@@ -71,12 +71,12 @@ class Stage:
 
     @property
     def requests(self) -> int:
-        """Of a generation: candidates, their mean and the full cache, on each sample of each task."""
+        """Requests of a generation: candidates, their mean and the full cache, on each sample of each task."""
         return (self.population + 2) * self.samples * len(self.tasks)
 
     @property
     def all_requests(self) -> int:
-        """Of the stage."""
+        """Requests of the stage."""
         return self.generations * self.requests + self.looks * self.validation
 
     @property
@@ -92,9 +92,9 @@ class Sized:
     """Memory and time on the GPUs of a job whose model and prompts are known."""
 
     full: sizing.Memory
-    """Of a worker's GPUs with a plain full cache."""
+    """A worker with a plain full cache."""
     memory: dict[float, sizing.Memory]
-    """Of a worker's GPUs, by kept fraction; 1 is the full cache with a memory's state."""
+    """A worker with a memory, by kept fraction; 1 is the full cache with a memory's state."""
     table_hours: float
     """GPU hours of the held-out table."""
     worst_hours: float
@@ -103,7 +103,7 @@ class Sized:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is printed."""
+    """Everything that is printed."""
 
     job: JobSpec
     assumed: Assumed
@@ -112,11 +112,11 @@ class Plan:
     shape: str
     """Where the model's shape was found, or what is missing."""
     tokens: int | None
-    """Of a prompt."""
+    """Tokens of a prompt."""
     length: str
-    """Where that was found."""
+    """Where the number of tokens comes from, or what is missing."""
     limits: dict[str, int]
-    """Most tokens of an answer by task, where the task set says it; of others `ANSWER`."""
+    """Most tokens of an answer, by task, as far as the task set says; `ANSWER` for the others."""
     stages: tuple[Stage, ...]
     values: tuple[Value, ...]
     missing: tuple[str, ...]
@@ -131,7 +131,7 @@ class Plan:
 
     @property
     def requests(self) -> int:
-        """Of the whole job, the held-out table included."""
+        """Requests of the whole job, the held-out table included."""
         return sum(stage.all_requests for stage in self.stages) + self.table
 
     @property
@@ -143,7 +143,7 @@ class Plan:
 
     @property
     def gpus(self) -> float | None:
-        """GPUs that the job asks for, where it says how many workers it wants."""
+        """GPUs that the job asks for; None if it does not say how many workers it wants, or they have none."""
         workers = self.job.workers
         return None if workers.count is None or not workers.gpus else workers.count * workers.gpus
 
@@ -215,7 +215,7 @@ def plan(job: JobSpec, text: str, overrides: list[str] | None = None, assumed: A
 
 
 def _stages(job: JobSpec) -> list[Stage]:
-    """The job's stages; a job without any is one of its own."""
+    """The job's stages; a job without stages is one stage."""
     every, seen = job.validation.every, LOOKED_AT * job.validation.samples
     return [
         Stage(
@@ -256,18 +256,18 @@ def _table_hours(
 
 
 def _seconds(samples: int, policies: Sequence[str], model: sizing.Model, one: sizing.Job, gpu: sizing.Gpu) -> float:
-    """GPU seconds of policies on samples; all but the full cache as long as a NAMM."""
+    """GPU seconds of policies on samples; each but the full cache is assumed to take as long as a NAMM."""
     full = policies.count(FULL) * sizing.full_seconds(model, one, gpu)
     return samples * (full + (len(policies) - policies.count(FULL)) * sizing.seconds(sizing.work(model, one), gpu))
 
 
 def _plain(memory: sizing.Memory) -> sizing.Memory:
-    """The same without a memory: no state, no attention matrices (a fused kernel), no copy."""
+    """The same without a memory: no state, and no attention matrices, since the kernel is fused."""
     return dataclasses.replace(memory, state=0.0, attention=0.0, decode=memory.cache)
 
 
 def _length(job: JobSpec, assumed: Assumed) -> tuple[int | None, str]:
-    """Tokens of the longest prompt, and where that is said."""
+    """Tokens of the longest prompt, and where they come from."""
     longest = "the longest prompt, so times are upper bounds"
     if assumed.tokens is not None:
         return assumed.tokens, "--tokens"
@@ -279,7 +279,7 @@ def _length(job: JobSpec, assumed: Assumed) -> tuple[int | None, str]:
 
 
 def _tasks(job: JobSpec) -> tuple[dict[str, int], list[str]]:
-    """Most tokens of an answer by task, as far as the task set knows it without data; and what is not known."""
+    """Most tokens of an answer by task, as far as the task set knows them without its data; and what is unknown."""
     try:
         found = load_tasks(dict(job.tasks))
     except ValueError as error:
@@ -295,7 +295,7 @@ def _mean_limit(limits: Mapping[str, int], tasks: tuple[str, ...]) -> float:
 
 
 def _notes(job: JobSpec) -> list[str]:
-    """What may make it more or less than the plan says."""
+    """Why the job may take more or less than the plan says."""
     notes = []
     if job.racing.enabled:
         notes.append("racing ends bad candidates early: the plan counts them in full")
