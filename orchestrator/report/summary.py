@@ -12,30 +12,13 @@ import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
-from scipy.special import stdtrit
+
+from orchestrator.paired import paired_interval, plain
 
 LEADING = ("full", "namm", "oracle")
 HELDOUT_MARK = "†"
 
 Key = tuple[str, int]
-
-
-def paired_interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of paired differences (samples,) and the bounds of Student's t interval: (mean, low, high).
-
-    Bounds are NaN for fewer than 2 differences, and so is the mean of none. The quantile is
-    `scipy.special.stdtrit`'s, with samples - 1 degrees of freedom.
-    """
-    differences = np.asarray(differences, dtype=np.float64)
-    count = differences.size
-    if count == 0:
-        return math.nan, math.nan, math.nan
-    mean = float(differences.mean())
-    if count < 2:
-        return mean, math.nan, math.nan
-    quantile = float(stdtrit(count - 1, 0.5 + level / 2))
-    half = quantile * float(differences.std(ddof=1)) / math.sqrt(count)
-    return mean, mean - half, mean + half
 
 
 def summarise(records: Sequence[Mapping], extra: Mapping | None = None) -> dict:
@@ -72,12 +55,12 @@ def summarise(records: Sequence[Mapping], extra: Mapping | None = None) -> dict:
             "kept": _mean(float(policies[name][key]["kept"]) for key in keys),
             "budget": budgets[name],
             "difference": difference,
-            "difference_interval": _bounds(low, high),
+            "difference_interval": [plain(low), plain(high)],
             "samples": len(keys),
         }
         if "namm" in scores and name != "namm":
             difference, low, high = paired_interval(scores["namm"] - scores[name])
-            entry |= {"namm_difference": difference, "namm_difference_interval": _bounds(low, high)}
+            entry |= {"namm_difference": difference, "namm_difference_interval": [plain(low), plain(high)]}
         for field, group in {"mean_trained": "trained_tasks", "mean_heldout_kinds": "heldout_tasks"}.items():
             if group in extra:
                 entry[field] = _mean(score[task] for task in extra[group] if task in score)
@@ -183,10 +166,6 @@ def _by_score(policies: Mapping) -> list[str]:
 def _mean(values) -> float | None:
     values = list(values)
     return math.fsum(values) / len(values) if values else None
-
-
-def _bounds(low: float, high: float) -> list[float | None]:
-    return [None if math.isnan(bound) else bound for bound in (low, high)]
 
 
 def _is_self(name: str, field: str) -> bool:

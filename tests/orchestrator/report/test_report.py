@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from orchestrator.report.summary import markdown, paired_interval, summarise, table
+from orchestrator.paired import paired_interval
+from orchestrator.report.summary import markdown, summarise, table
 
 POLICIES = ("full", "namm", "oracle", "h2o", "l2", "streaming", "random")
 
