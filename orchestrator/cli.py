@@ -17,6 +17,7 @@ from orchestrator import spec
 from orchestrator.commands import evaluate as evaluate_command
 from orchestrator.commands import head as head_command
 from orchestrator.commands import inspect as inspect_command
+from orchestrator.commands import models as models_command
 from orchestrator.commands import transfer as transfer_command
 from orchestrator.dispatch.dispatcher import WorkFailed
 from orchestrator.evaluation import curve_tables
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     ui.set_defaults(command=_ui)
 
     inspect_command.add_command(commands)
+    models_command.add_command(commands)
     head_command.add_command(commands)
     return parser
 
