@@ -57,7 +57,7 @@ class Language(Target[Prompt]):
             return self._recent[ref]
         key = content_key(
             "prompt",
-            version=4,
+            version=5,
             tokenizer=self._tokenizer_digest,
             tasks=[self._tasks_digest, self.tasks.fingerprint(ref.task)],
             prompt=[self._prompt_choices, self._chat],
@@ -109,7 +109,7 @@ def graded(target: Target, prompts: list[Prompt], answers: list[Answer]) -> list
     outcomes = []
     for prompt, got in zip(prompts, answers, strict=True):
         text = target.tokenizer.decode(got.tokens, skip_special_tokens=True)
-        prediction = cut(text, prompt.stop)
+        prediction = cut(text, prompt.stop, prompt.drops_breaks)
         if prompt.metric == OWN_METRIC:
             value = target.tasks.grade(*prompt.ref, prediction)
         else:
