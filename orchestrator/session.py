@@ -102,7 +102,7 @@ def opened(
         _prepare(folder)
         stack.enter_context(closing(Lock(folder)))
         mirror = stack.enter_context(Mirror(folder, job.storage)) if job.storage else None
-        weights = models.weights_digest(job.model.path, job.model.revision)
+        weights = models.weights_digest(job.model.path, job.model.revision, job.model.gguf)
         journal = stack.enter_context(closing(Journal(folder, purpose + _identity(job, weights))))
         spec.write(settings[1], folder / settings[0])
         from orchestrator.dispatch.dispatcher import Dispatcher

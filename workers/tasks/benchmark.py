@@ -111,12 +111,16 @@ class Benchmark(Source, ABC):
 
     def record(self, task: str, split: str, index: int) -> dict[str, Any]:
         """What that sample is made of."""
+        return self.records(task)[self.place(task, split, index)]
+
+    def place(self, task: str, split: str, index: int) -> int:
+        """Where that record stands among the task's records."""
         members = self._split(task, split)
         if split == "train":
-            return self.records(task)[self._shuffled(task, index // len(members))[index % len(members)]]
+            return self._shuffled(task, index // len(members))[index % len(members)]
         if index >= len(members):
             raise ValueError(f"{task} has {len(members)} {split} samples: there is no number {index}")
-        return self.records(task)[members[index]]
+        return members[index]
 
     @abstractmethod
     def read(self, task: str) -> RecordList:

@@ -74,6 +74,7 @@ class InfiniteBenchTasks(Benchmark):
             max_new_tokens=self.config.max_new_tokens.get(task, asked.max_new_tokens),
             stop=self.config.stop.get(task, asked.stop),
             delimiter="" if task.endswith("_chn") else asked.delimiter,
+            drops_breaks=False,
             language="zh" if task.endswith("_chn") else "code" if task.startswith("code") else "en",
         )
 
