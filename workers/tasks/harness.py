@@ -1,7 +1,7 @@
 """Prompts and grading as `lm_eval` has them. Knows nothing of models, splits or where records come from.
 
-`lm_eval` (extra `benchmarks`) is imported when the first prompt is made: that takes seconds, and a head node or a
-worker that finds its prompts in Redis does without.
+`lm_eval` (extra `benchmarks`) is imported when the first prompt is made: that takes seconds, and neither a head node
+nor a worker that finds its prompts in Redis needs it.
 
 Source: EleutherAI/lm-evaluation-harness 0.4.13, `lm_eval/tasks`.
 """
@@ -23,12 +23,12 @@ class HarnessTask:
 
     Args:
         name: the task's name in `lm_eval`.
-        folder: the folder of `lm_eval/tasks` that defines it, or one of one's own; None looks through all of them,
-            which takes 9 s.
-        example: one record in the task's format, given instead of the data set that the task would fetch.
-        metadata: what a task that makes its own data is given (RULER: `max_seq_lengths`, `tokenizer`).
+        folder: the folder that defines it, absolute or relative to `lm_eval/tasks`; None looks through all of
+            `lm_eval`, which takes 9 s.
+        example: one record in the task's format, used in place of the data set that the task would fetch.
+        metadata: arguments of a task that makes its own data (RULER: `max_seq_lengths`, `tokenizer`).
 
-    Raises ValueError, one line, where `lm_eval` is not there, has no such task, or cannot get its data.
+    Raises ValueError, one line, if `lm_eval` is not installed, has no such task, or cannot get its data.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class HarnessTask:
         except ModuleNotFoundError as error:
             raise ValueError(f'{name} needs {error.name}: pip install "namm[benchmarks]"') from error
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        place = None if folder is None else Path(tasks.__file__).parent / folder
+        place = None if folder is None else Path(str(tasks.__file__)).parent / folder
         manager = tasks.TaskManager(include_path=place, include_defaults=folder is None, metadata=metadata)
         if name not in manager.all_subtasks:
             raise ValueError(f"lm_eval has no task {name!r}: `lm_eval ls tasks` lists them")
@@ -69,7 +69,7 @@ class HarnessTask:
         if self._task.OUTPUT_TYPE != "generate_until":
             raise ValueError(f"{name} is no generation task ({self._task.OUTPUT_TYPE}): it has no answer to write")
         self.docs: Sequence[dict[str, Any]] = self._task.eval_docs
-        """Records that the task is evaluated on."""
+        """The records that the task is evaluated on."""
         generation = self._task.config.generation_kwargs or {}
         self.max_new_tokens = int(generation.get("max_gen_toks", 256))  # lm_eval's own default
         self.stop = texts(generation.get("until") or [])
@@ -77,7 +77,7 @@ class HarnessTask:
         self._shots = self._task.config.num_fewshot or 0
 
     def prompt(self, record: dict[str, Any]) -> str:
-        """The prompt of a record, as `lm_eval` gives it to a model without a chat template."""
+        """The prompt of a record, as `lm_eval` shows it to a model without a chat template."""
         task = self._task
         if self._shots:
             task.set_fewshot_seed(1234)  # lm_eval's own seed; the examples of a prompt depend on nothing else
@@ -88,7 +88,7 @@ class HarnessTask:
         return texts(self._task.doc_to_target(record))
 
     def grade(self, record: dict[str, Any], prediction: str) -> float:
-        """The score of the task's first metric, 0 to 1. Raises ValueError where that is no number of one sample."""
+        """Score by the task's first metric, 0 to 1. Raises ValueError if that gives no number for a single sample."""
         scores = self._task.process_results(record, [prediction])
         for value in scores.values():
             if not isinstance(value, int | float):
@@ -99,7 +99,7 @@ class HarnessTask:
 
 
 def _splits(manager: Any, name: str) -> list[str]:
-    """Names of the splits that a task asks its data set for."""
+    """Names of the splits that a task wants of its data set."""
     config = manager.task_index[name].cfg or {}
     return [config[key] for key in ("test_split", "validation_split", "training_split") if config.get(key)] or ["test"]
 

@@ -55,12 +55,14 @@ class InfiniteBenchTasks(Benchmark):
         super().__init__(config)
 
     def read(self, task: str) -> Records:
+        """The records of `<task>.jsonl`."""
         file = task + "g" if task.endswith("_en") else task  # the files say "eng"
         names = tuple(dict.fromkeys((f"{file}.jsonl", f"{task}.jsonl")))
         what = f"InfiniteBench's {task}"
         return Records(locate(self.config.path, self.config.revision, names, what), FIELDS, "context")
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
+        """The sample of a record, with `lm_eval`'s prompt unless a template is configured."""
         record = _texts(record)
         asked = self._task(task, record)
         return Sample(
@@ -78,7 +80,7 @@ class InfiniteBenchTasks(Benchmark):
         )
 
     def grade(self, task: str, split: str, index: int, prediction: str) -> float:
-        """`lm_eval`'s score of an answer."""
+        """`lm_eval`'s score of an answer, 0 to 1."""
         record = _texts(self.record(task, split, index))
         return self._task(task, record).grade(record, prediction)
 
@@ -89,12 +91,12 @@ class InfiniteBenchTasks(Benchmark):
 
 
 def _texts(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with its answers and options as lists of texts; some files have numbers, or one text."""
+    """A record with its answers and options as lists of texts; some files have numbers, or a single text."""
     return {**record, "answer": list(texts(record["answer"])), "options": list(texts(record["options"] or ()))}
 
 
 def _expected(task: str, record: dict[str, Any]) -> tuple[str, ...]:
-    """What a model should write: the letter of the right option, where it is to choose one."""
+    """What a model should write: the letter of the right option if it has to choose one, else the answers."""
     answers, options = record["answer"], record["options"]
     if task in ("code_debug", "longbook_choice_en") and answers[0] in options:
         return ("ABCDEFGHIJ"[options.index(answers[0])],)
