@@ -37,7 +37,7 @@ class HarnessTask:
         name: the task's name in `lm_eval`.
         folder: the folder of `lm_eval/tasks` that defines it, or one of your own; None looks through all of them,
             which takes 9 s.
-        example: one record in the task's format, given instead of the data set that the task would fetch.
+        examples: records in the task's format, given instead of the data set that the task would fetch.
         metadata: what a task that makes its own data is given (RULER: `max_seq_lengths`, `tokenizer`).
         metric: which of the task's numbers `grade` gives, named as in `lm_eval`'s tables: a metric, or metric and
             filter ("exact_match,flexible-extract"). None: the first metric of the first filter that is better when
@@ -51,7 +51,7 @@ class HarnessTask:
         self,
         name: str,
         folder: str | None = None,
-        example: dict[str, Any] | None = None,
+        examples: Sequence[dict[str, Any]] | None = None,
         metadata: dict[str, Any] | None = None,
         metric: str | None = None,
     ) -> None:
@@ -75,8 +75,8 @@ class HarnessTask:
         if name not in manager.all_subtasks:
             raise ValueError(f"lm_eval has no task {name!r}: `lm_eval ls tasks` lists them")
         wanted: str | dict[str, Any] = name
-        if example is not None:
-            rows = datasets.Dataset.from_list([example])
+        if examples is not None:
+            rows = datasets.Dataset.from_list(list(examples))
             splits = _splits(manager, name)
             # only a group's members may be a known task with changes
             member = {"task": name, "custom_dataset": lambda **_: {split: rows for split in splits}}
@@ -256,12 +256,22 @@ def _seeded() -> Iterator[None]:
 
 def _splits(manager: Any, name: str) -> list[str]:
     """Names of the splits that a task asks its data set for."""
-    config = manager.task_index[name].cfg or {}
-    return [config[key] for key in ("test_split", "validation_split", "training_split") if config.get(key)] or ["test"]
+    config = _definition(manager, name)
+    keys = ("test_split", "validation_split", "training_split", "fewshot_split")
+    found = [config.get(key) for key in keys] + [(config.get("fewshot_config") or {}).get("split")]
+    return [split for split in dict.fromkeys(found) if split] or ["test"]
+
+
+def _definition(manager: Any, name: str) -> dict[str, Any]:
+    """A task's YAML with what it includes, functions as their names."""
+    entry = manager.task_index[name]
+    if entry.yaml_path is None:
+        return entry.cfg or {}
+    return importlib.import_module("lm_eval.tasks._yaml_loader").load_yaml(entry.yaml_path, resolve_func=False)
 
 
 def _what_to_fetch(manager: Any, name: str) -> str:
-    path = (manager.task_index[name].cfg or {}).get("dataset_path")
+    path = _definition(manager, name).get("dataset_path")
     if not path:
         return ""
     return (

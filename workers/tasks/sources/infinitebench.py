@@ -84,7 +84,7 @@ class InfiniteBenchTasks(Benchmark):
 
     def _task(self, task: str, record: dict[str, Any]) -> HarnessTask:
         if task not in self._tasks:
-            self._tasks[task] = HarnessTask(f"infinitebench_{task}", "infinitebench", record)
+            self._tasks[task] = HarnessTask(f"infinitebench_{task}", "infinitebench", [record])
         return self._tasks[task]
 
 

@@ -110,7 +110,7 @@ class LongBenchTasks(Benchmark):
     def _prompt(self, task: str, record: dict[str, Any]) -> str:
         record = {**record, "question": record["input"]}  # as lm_eval's copy of the data set has it
         if task not in self._prompts:
-            self._prompts[task] = HarnessTask(f"longbench_{task}", "longbench", record)
+            self._prompts[task] = HarnessTask(f"longbench_{task}", "longbench", [record])
         return self._prompts[task].prompt(record)
 
     def _check_known(self, task: str) -> None:
