@@ -131,7 +131,14 @@ def opened(
 def evaluator_config(job: JobSpec, redis_url: str | None = None) -> EvaluatorConfig:
     """What a job's workers are made of."""
     return EvaluatorConfig(
-        job.model, job.tasks, job.memory, job.workers.threads, redis_url, job.prompt, target=job.target
+        job.model,
+        job.tasks,
+        job.memory,
+        job.workers.threads,
+        redis_url,
+        job.prompt,
+        target=job.target,
+        fused=job.workers.fused,
     )
 
 

@@ -11,16 +11,18 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector, policies
+from namm_core.attention import fused
 from namm_core.policies import Oracle, Policy
-from workers import targets
+from workers import plugins, targets
 from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig
-from workers.targets.base import Shown
+from workers.protocols import Shown
 from workers.timing import Timing
 from workers.unit import PolicySpec, SampleRef, SampleResult, Unit
 
@@ -30,9 +32,12 @@ class Evaluator:
 
     def __init__(self, config: EvaluatorConfig) -> None:
         torch.set_num_threads(config.threads)
+        plugins.add(config.plugins)
         self.config = config
         self.arrays = ArrayCache(config.redis_url)
         self.target = targets.find(config.target)(config, self.arrays)
+        self.fused = _fused(config.fused, self.target.model.device)
+        """Whether attention under a memory goes through Triton's kernels."""
 
     def evaluate(self, unit: Unit) -> list[list[SampleResult]]:
         """Results[policy][sample] of one unit. Base scores, those of the full cache, are kept in Redis."""
@@ -119,7 +124,7 @@ class Evaluator:
         if policy is None:
             yield None
             return
-        with MemoryCache(self.target.model, policy) as cache:
+        with MemoryCache(self.target.model, policy, fused=self.fused) as cache:
             yield cache
 
     def _policy(self, specs: tuple[PolicySpec, ...], samples: list[Shown]) -> Policy | None:
@@ -148,6 +153,15 @@ class Evaluator:
         given = specs[0].statistics  # the same bits in all of them
         statistics = None if given is None else FeatureStatistics(*given)
         return Namm(self.config.memory, np.repeat(np.stack(thetas), samples, axis=0), statistics)
+
+
+def _fused(choice: Literal["auto", True, False], device: torch.device) -> bool:
+    """Whether to use the kernels on a device. Raises ValueError, one line, if they are asked for and cannot run."""
+    if choice == "auto":
+        return device.type == "cuda" and fused.kernels() is not None
+    if choice:
+        fused.check(device)
+    return choice
 
 
 def _budgets(fraction: float | None, lengths: list[int], interval: int) -> torch.Tensor:

@@ -16,7 +16,16 @@ TEXT_LISTS = ("answers", "outputs", "targets", "references", "aliases", "gold_an
 METHODS = ("strip", "lower", "upper", "split", "replace", "rstrip", "lstrip", "title", "capitalize", "format", "items")
 PROFILES: tuple[dict[str, Any], ...] = (
     {},
-    {"answer": 1, "label": 1, "gold": 1, "answer_index": 1, "answer_idx": 1, "target": 1, "gold_index": 1, "correct": 1},
+    {
+        "answer": 1,
+        "label": 1,
+        "gold": 1,
+        "answer_index": 1,
+        "answer_idx": 1,
+        "target": 1,
+        "gold_index": 1,
+        "correct": 1,
+    },
     {"answer": "B", "label": "B", "target": "B", "answer_key": "B", "answerKey": "B"},
     {"answer": "Some steps. #### 4", "solution": "So it is \\boxed{4}.", "answer_number": 4, "target": "4"},
     {"answers": {"text": ["four"], "answer_start": [0]}, "choices": {"text": ["one", "four"], "label": ["A", "B"]}},
@@ -92,7 +101,11 @@ def _in_template(text: str) -> set[str]:
 
 def _in_source(function: Any) -> set[str]:
     counted = re.findall(r"f[\"'](\w+?_)\{\w+\}[\"']", _source(function))
-    return {f"{name}{i}" for name in counted for i in range(10)} | set(re.findall(r"\b(?:\w*docs?|x|line|example|item|sample|row|ex)(?:\.get\(|\[)\s*[\"'](\w+)[\"']", _source(function)))
+    return {f"{name}{i}" for name in counted for i in range(10)} | set(
+        re.findall(
+            r"\b(?:\w*docs?|x|line|example|item|sample|row|ex)(?:\.get\(|\[)\s*[\"'](\w+)[\"']", _source(function)
+        )
+    )
 
 
 def _demanded(function: Any) -> dict[str, str]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import torch
 
 from namm_core import NammConfig
 from orchestrator.services.redis_server import private_redis
@@ -156,3 +162,36 @@ def test_bad_input_is_one_clear_line(small_model, model, tasks, message):
     with pytest.raises(ValueError, match=message) as error:
         Evaluator(EvaluatorConfig(ModelConfig(**{"path": str(small_model), **model}), {**TASKS, **tasks}))
     assert "\n" not in str(error.value)
+
+
+def test_the_fused_kernels_score_as_the_tiles_do(evaluator):
+    """Triton's interpreter runs them here; what they compute differs by rounding, which shows that they ran."""
+    pytest.importorskip("triton")
+    fused = Evaluator(dataclasses.replace(evaluator.config, fused=True))
+    unit = Unit((PolicySpec("namm", theta(0)),), (REFS[3], REFS[5], REFS[6]))
+    ours, plain = fused.evaluate(unit)[0], evaluator.evaluate(unit)[0]
+    for one, other in zip(ours, plain, strict=True):
+        assert other.kept < 1 and one.kept == pytest.approx(other.kept, abs=0.01)
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    assert [one.logprob for one in ours] != [other.logprob for other in plain]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the kernels can run")
+def test_fused_kernels_that_cannot_run_are_refused_and_auto_leaves_them_out(small_model):
+    """In a process of its own, without the interpreter that the other tests use."""
+    program = """
+import sys
+from workers.config import EvaluatorConfig, ModelConfig
+from workers.evaluator import Evaluator
+
+for fused in (False, "auto", True):
+    try:
+        print(Evaluator(EvaluatorConfig(ModelConfig(sys.argv[1]), {"source": "recall"}, fused=fused)).fused)
+    except ValueError as error:
+        print(error)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", program, str(small_model)]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True).stdout
+    off, auto, on = said.splitlines()
+    assert (off, auto) == ("False", "False") and on.startswith("fused attention ")

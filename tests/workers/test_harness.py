@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
-import math
-import warnings
 from typing import Any
 
 import pytest
 
 pytest.importorskip("lm_eval", reason='lm_eval is not installed: pip install "namm[benchmarks]"')
-from lm_eval import evaluator
 from lm_eval.api.model import LM
-
-from tests.workers.harness_documents import documents
-from workers.tasks.harness import HarnessTask
 
 ANSWERS = ("{}", " The answer is {}.", "#### {}", "So the answer is ({}).\n\nQ: and more", "none of it", "", "4", " B")
 

@@ -33,7 +33,7 @@ class InfiniteBenchConfig(BenchmarkConfig):
 
 
 class InfiniteBenchTasks(Benchmark):
-    """InfiniteBench's tasks (a `TaskSet` and a `Grader`)."""
+    """InfiniteBench's tasks (a `TaskSet` that grades its samples)."""
 
     known = (
         "passkey",
@@ -48,6 +48,7 @@ class InfiniteBenchTasks(Benchmark):
         "longbook_choice_en",
         "longbook_qa_chn",
     )
+    config: InfiniteBenchConfig
 
     def __init__(self, config: InfiniteBenchConfig) -> None:
         self._tasks: dict[str, HarnessTask] = {}

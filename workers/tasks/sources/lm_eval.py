@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workers.tasks import OWN_METRIC, Sample
-from workers.tasks.benchmark import Benchmark, BenchmarkConfig
+from workers.tasks.benchmark import Benchmark, RecordsConfig
 from workers.tasks.harness import HarnessTask
 
 
 @dataclass(frozen=True)
-class LmEvalConfig(BenchmarkConfig):
+class LmEvalConfig(RecordsConfig):
     """Which tasks of `lm_eval`."""
 
     path: str | None = None
@@ -35,12 +35,12 @@ class LmEvalConfig(BenchmarkConfig):
 
 
 class Docs:
-    """A task's documents, as `Records` of a file."""
+    """A task's documents, as a `RecordList`."""
 
     def __init__(self, task: HarnessTask) -> None:
         self._docs = task.docs
         self.digests = [hashlib.sha256(json.dumps(d, sort_keys=True, default=str).encode()).digest() for d in task.docs]
-        self.groups = self.digests  # which key holds the document is the task's own affair
+        self.groups = self.digests  # only the task knows which key holds the document
         self.fingerprint = hashlib.sha256(b"".join(self.digests)).hexdigest()
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class Docs:
 
 
 class LmEvalTasks(Benchmark):
-    """Tasks of `lm_eval` (a `TaskSet` and a `Grader`)."""
+    """Tasks of `lm_eval` (a `TaskSet` that grades its samples)."""
 
     config: LmEvalConfig
 
