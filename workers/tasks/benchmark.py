@@ -126,6 +126,10 @@ class Benchmark(Source, ABC):
     def read(self, task: str) -> RecordList:
         """Finds and reads a task's file."""
 
+    def check(self, task: str, record: dict[str, Any]) -> None:
+        """Raises ValueError, one line, for a record that no sample can be made of; called as the file is read."""
+        self.filled(task, record)
+
     @abstractmethod
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
         """The sample of a record."""
@@ -178,11 +182,14 @@ class Benchmark(Source, ABC):
 def fill(template: str, record: dict[str, Any], where: str) -> str:
     """A template with the record's values in it. Raises ValueError for a name that the record does not have."""
     try:
-        return template.format_map(record)
+        prompt = template.format_map(record)
     except KeyError as error:
         raise ValueError(f"{where}: the records have no {error}; they have {', '.join(record)}") from None
     except (ValueError, IndexError, AttributeError) as error:
         raise ValueError(f"{where}: is no template ({error}); a brace itself is written twice") from None
+    if not prompt.strip():
+        raise ValueError(f"{where}: gives a prompt that is blank")
+    return prompt
 
 
 def texts(value: Any) -> tuple[str, ...]:
