@@ -113,16 +113,24 @@ class Benchmark(Source, ABC):
 
     def record(self, task: str, split: str, index: int) -> dict[str, Any]:
         """The record that the sample is made of. Raises ValueError as `sample` does."""
+        return self.records(task)[self.place(task, split, index)]
+
+    def place(self, task: str, split: str, index: int) -> int:
+        """Index of that record among the task's records. Raises ValueError as `sample` does."""
         members = self._split(task, split)
         if split == "train":
-            return self.records(task)[self._shuffled(task, index // len(members))[index % len(members)]]
+            return self._shuffled(task, index // len(members))[index % len(members)]
         if index >= len(members):
             raise ValueError(f"{task} has {len(members)} {split} samples: there is no number {index}")
-        return self.records(task)[members[index]]
+        return members[index]
 
     @abstractmethod
     def read(self, task: str) -> RecordList:
         """Finds and reads a task's file. Raises ValueError, one line, if it is missing or damaged."""
+
+    def check(self, task: str, record: dict[str, Any]) -> None:
+        """Raises ValueError, one line, for a record that no sample can be made of; called as the file is read."""
+        self.filled(task, record)
 
     @abstractmethod
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
@@ -179,11 +187,14 @@ def fill(template: str, record: dict[str, Any], where: str) -> str:
     where: where the template comes from, for messages. Raises ValueError for a name that the record does not have.
     """
     try:
-        return template.format_map(record)
+        prompt = template.format_map(record)
     except KeyError as error:
         raise ValueError(f"{where}: the records have no {error}; they have {', '.join(record)}") from None
     except (ValueError, IndexError, AttributeError) as error:
         raise ValueError(f"{where}: is no template ({error}); a brace itself is written twice") from None
+    if not prompt.strip():
+        raise ValueError(f"{where}: gives a prompt that is blank")
+    return prompt
 
 
 def texts(value: Any) -> tuple[str, ...]:

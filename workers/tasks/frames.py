@@ -33,8 +33,7 @@ def _opened(file: Path):
         import av
     except ModuleNotFoundError:
         raise ValueError(f"{file}: reading videos needs the package av: pip install 'namm[video]'") from None
-    if not file.is_file():
-        raise ValueError(f"{file}: there is no such video: bring it there, or name the folder that has it (tasks.path)")
+    find(file)
     try:
         with av.open(str(file)) as container:
             if not container.streams.video:
@@ -43,6 +42,12 @@ def _opened(file: Path):
     except (av.error.FFmpegError, EOFError) as error:
         reason = (error.strerror if isinstance(error, av.error.FFmpegError) else "") or type(error).__name__
         raise ValueError(f"{file}: cannot be read as a video ({reason}); is the file whole?") from None
+
+
+def find(file: Path) -> None:
+    """Raises ValueError, one line, where there is no such file."""
+    if not file.is_file():
+        raise ValueError(f"{file}: there is no such video: bring it there, or name the folder that has it (tasks.path)")
 
 
 def look(file: Path) -> VideoFile:

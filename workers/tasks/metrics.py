@@ -44,6 +44,14 @@ def score(metric: str, prediction: str, references: Sequence[str], all_classes: 
     return sum(scores) / len(scores) if metric in MEANS else max(scores)
 
 
+def check(metric: str, references: Sequence[str], all_classes: Sequence[str] | None = None) -> None:
+    """Raises ValueError, one line, where no prediction could be scored against these references."""
+    if metric not in METRICS:
+        raise ValueError(f"expected 'metric' to be one of {', '.join(METRICS)}; found {metric!r}")
+    if metric in _CHECKED:
+        score(metric, "", references, all_classes)
+
+
 def exact_match(prediction: str, reference: str) -> float:
     """1 if both are the same text apart from space at the ends, else 0."""
     return float(prediction.strip() == reference.strip())
@@ -157,6 +165,8 @@ METRICS: dict[str, Callable[[str, str, Sequence[str] | None], float]] = {
     "string_match_all": _plain(string_match),
     "string_match_part": _plain(string_match),
 }
+_CHECKED = ("classification_score", "retrieval_score", "retrieval_zh_score")
+"""Metrics that want more of references than to be texts; none needs a library."""
 MEANS = ("string_match_all",)
 """Metrics for which every reference counts, not just the best."""
 

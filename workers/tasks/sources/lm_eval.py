@@ -24,6 +24,14 @@ class LmEvalConfig(RecordsConfig):
     9 s to list."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Arguments of tasks that generate their data, such as `max_seq_lengths` and `tokenizer`."""
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Which of a task's numbers is its score, by task: a metric, or metric and filter, as in `lm_eval`'s tables
+    ("exact_match,flexible-extract"); without one the first metric of the first filter that is better when higher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.metrics) - set(self.tasks):
+            raise ValueError(f"metrics names {', '.join(sorted(unknown))}, which tasks does not")
 
 
 class Docs:
@@ -55,8 +63,10 @@ class LmEvalTasks(Benchmark):
         super().__init__(config)
 
     def read(self, task: str) -> Docs:
-        """The documents that `lm_eval` evaluates the task on."""
-        return Docs(self._task(task))
+        """The documents that `lm_eval` evaluates the task on. Raises ValueError, one line, if none can be graded."""
+        found = self._task(task)
+        found.check()  # before any work is done
+        return Docs(found)
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
         """The sample of a document, with `lm_eval`'s prompt unless a template is configured."""
@@ -65,13 +75,14 @@ class LmEvalTasks(Benchmark):
             task=task,
             split=split,
             index=index,
-            prompt=self.filled(task, record) or asked.prompt(record),
-            answers=asked.answers(record),
+            prompt=self.filled(task, record) or asked.prompt(record, self.place(task, split, index)),
+            answers=asked.answers(record) or ("",),  # a question that has no answer: its task says what one is worth
             relevant=(),
             metric=OWN_METRIC,
             max_new_tokens=self.config.max_new_tokens.get(task, asked.max_new_tokens),
             stop=self.config.stop.get(task, asked.stop),
             delimiter=asked.delimiter,
+            drops_breaks=False,
         )
 
     def grade(self, task: str, split: str, index: int, prediction: str) -> float:
@@ -80,7 +91,9 @@ class LmEvalTasks(Benchmark):
 
     def _task(self, task: str) -> HarnessTask:
         if task not in self._tasks:
-            self._tasks[task] = HarnessTask(task, self.config.path, metadata=self.config.metadata)
+            self._tasks[task] = HarnessTask(
+                task, self.config.path, metadata=self.config.metadata, metric=self.config.metrics.get(task)
+            )
         return self._tasks[task]
 
     def _check_known(self, task: str) -> None:

@@ -15,24 +15,25 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workers.tasks import OWN_METRIC, choices, frames
+from workers.tasks import OWN_METRIC, choices, fields, frames
 from workers.tasks.benchmark import Benchmark
 from workers.tasks.records import Records
 from workers.tasks.video import MARK, VideoSample
 from workers.tasks.video_benchmark import VideoBenchmarkConfig
 
 FIELDS = {
-    "id": (str,),
-    "video_path": (str,),
-    "subtitle_path": (str,),
-    "question": (str,),
-    "correct_choice": (int,),
-    "duration_group": (int,),
-    "duration": (int, float),
-    "starting_timestamp_for_subtitles": (int, float),
+    "id": fields.text(blank=False),
+    "video_path": fields.text(blank=False),
+    "subtitle_path": fields.text(blank=False),
+    "question": fields.text(blank=False),
+    "correct_choice": fields.Field((int,), lambda value: None),
+    "duration_group": fields.Field((int,), lambda value: None),
+    "duration": fields.number(0),
+    "starting_timestamp_for_subtitles": fields.number(),
 }
 GROUPS = {"lvb_15": 15, "lvb_60": 60, "lvb_600": 600, "lvb_3600": 3600}
 """The tasks, and the `duration_group` of each: the length of its longest video, in seconds."""
@@ -68,15 +69,18 @@ class LongVideoBenchTasks(Benchmark):
     def read(self, task: str) -> Records:
         """The records of a duration group. Raises ValueError, one line, also for a choice without a candidate."""
         file = _file(Path(self.config.path), self.config.annotations, "LongVideoBench's records")
-        records = Records(file, FIELDS, "video_path", only={"duration_group": GROUPS[task]})
-        for number in range(len(records)):
-            record = records[number]
-            among = len(_candidates(record, f"{file}, {record['id']}"))
-            if not 0 <= record["correct_choice"] < among:
-                raise ValueError(
-                    f"{file}, {record['id']}: correct_choice is {record['correct_choice']}, with {among} candidates"
-                )
-        return records
+        wanted = {"duration_group": GROUPS[task]}
+        return Records(file, FIELDS, "video_path", only=wanted, check=partial(self.check, task), name="id")
+
+    def check(self, task: str, record: dict[str, Any]) -> None:
+        """Raises ValueError, one line, where the right candidate, the video or its subtitles are not there."""
+        among = len(_candidates(record, "candidates"))
+        if not 0 <= record["correct_choice"] < among:
+            raise ValueError(f"correct_choice is {record['correct_choice']}, with {among} candidates")
+        folder = Path(self.config.path)
+        frames.find(folder / "videos" / record["video_path"])
+        if self.config.subtitles:
+            read_subtitles(folder / "subtitles" / record["subtitle_path"], record["duration"])
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> VideoSample:
         """The sample of a record, its frames read from the video. Raises ValueError, one line, for a bad video."""

@@ -10,18 +10,25 @@ choice of frames (the middles of equal parts) follow the authors' evaluation (gi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from workers.tasks import OWN_METRIC, choices, frames
+from workers.tasks import OWN_METRIC, choices, fields, frames
 from workers.tasks.benchmark import Benchmark
 from workers.tasks.records import Records, locate
 from workers.tasks.video import MARK, VideoSample
 from workers.tasks.video_benchmark import VideoBenchmarkConfig
 
-FIELDS = {"video": (str,), "question": (str,), "candidates": (list,), "answer": (str,), "question_type": (str,)}
+FIELDS = {
+    "video": fields.text(blank=False),
+    "question": fields.text(blank=False),
+    "candidates": fields.Field((list,), lambda value: None),
+    "answer": fields.text(),
+    "question_type": fields.text(),
+}
 FILES = {
     "plotQA": "1_plotQA",
     "needle": "2_needle",
@@ -52,12 +59,13 @@ class MlvuTasks(Benchmark):
     def read(self, task: str) -> Records:
         """The records of a task. Raises ValueError, one line, also if an answer is none of its candidates."""
         file = locate(self.config.path, None, (f"json/{FILES[task]}.json", f"{FILES[task]}.json"), f"MLVU's {task}")
-        records = Records(file, FIELDS, "video")
-        for number in range(len(records)):
-            where, record = f"{file}, record {number + 1}", records[number]
-            if record["answer"] not in choices.checked(record["candidates"], where):
-                raise ValueError(f"{where}: the answer {record['answer']!r} is none of its candidates")
-        return records
+        return Records(file, FIELDS, "video", check=partial(self.check, task))
+
+    def check(self, task: str, record: dict[str, Any]) -> None:
+        """Raises ValueError, one line, where the answer is none of the candidates, or the video is not there."""
+        if record["answer"] not in choices.checked(record["candidates"], "candidates"):
+            raise ValueError(f"the answer {fields.shown(record['answer'])} is none of its candidates")
+        frames.find(self._video(task, record["video"]))
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> VideoSample:
         """The sample of a record, its frames read from the video. Raises ValueError, one line, for a bad video."""
