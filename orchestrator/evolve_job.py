@@ -31,7 +31,7 @@ def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
     """
     held_out = evaluation.held_out_samples(job.kinds, job.evaluation.samples)
     samples = {"validation.samples": validation_samples(job), "evaluation.samples": held_out}
-    job = workplace.checked(job, job.evaluation.policies, samples)
+    job = workplace.checked(job, [entry.name for entry in job.evaluation.policies], samples)
     with workplace.opened(job, resume, display, ("job.yaml", job), _tags(job)) as place:
         return _run(job, place.folder, place.dispatcher, place.tracker, display, place.mirror)
 
@@ -74,7 +74,9 @@ def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirr
     display.fitting()
     best, fit = evaluation.fit_size(dispatcher.evaluate, outcome.best, validation, job.evaluation.kept_at_most)
     _export(best, job, folder / "namm")
-    records = evaluation.compare(dispatcher.evaluate, best, job.evaluation.policies, held_out, display.comparison)
+    records = evaluation.compare(
+        dispatcher.evaluate, best, tuple(e.name for e in job.evaluation.policies), held_out, display.comparison
+    )
     files.write_lines(folder / "samples.jsonl", records)
     result = report.summarise(
         records,

@@ -231,7 +231,8 @@ def _sized(stage: Stage, limits: Mapping[str, int], model, one: sizing.Job | Non
 
 def _table_hours(job: JobSpec, limits: Mapping[str, int], model, one: sizing.Job, gpu: sizing.Gpu) -> float:
     one = dataclasses.replace(one, answer=_mean_limit(limits, job.kinds))
-    return _seconds(job.evaluation.samples, job.evaluation.policies, model, one, gpu) / 3600
+    names = tuple(entry.name for entry in job.evaluation.policies)
+    return _seconds(job.evaluation.samples, names, model, one, gpu) / 3600
 
 
 def _seconds(samples: int, policies: tuple[str, ...], model, one, gpu: sizing.Gpu) -> float:
