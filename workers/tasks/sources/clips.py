@@ -1,20 +1,18 @@
 """Clips drawn by code: coloured shapes that come and go, then one question. Knows no model and no tokenizer.
 
 A clip is one day from dawn to night. Now and then a shape crosses the picture for a few frames; all other frames are
-empty, or have grey specks in them. What answers a question stands in a few frames.
+empty, or have grey specks in them. The answer to a question is in a few of the frames.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from workers.tasks import SPLITS
-from workers.tasks.sources.recall import choose, draw
+from workers.tasks.drawing import DrawnTasks, check_ranges, choose, draw
 from workers.tasks.video import MARK, VideoSample
 
 SIDE = 32
@@ -32,11 +30,11 @@ COLOURS = {
     "cyan": (40, 220, 230),
 }
 TIMES = {"dawn": (70, 45, 60), "day": (110, 125, 140), "dusk": (100, 65, 25), "night": (8, 8, 30)}
-"""Parts of a clip, in their order, and the colour of the background in them."""
+"""The parts of a clip in their order, and the colour of the background in each."""
 NUMBERS = ("one", "two", "three", "four")
 OPENING = "Clip:"
 NOISE = 24
-"""Width of the band of noise on the background, in steps of 255."""
+"""Width of the band of noise on the background, in levels from 0 to 255."""
 
 
 def _masks() -> dict[str, np.ndarray]:
@@ -58,7 +56,7 @@ SHAPES = _masks()
 
 @dataclass(frozen=True)
 class Event:
-    """A shape that crosses the picture."""
+    """A shape that crosses the picture, and its colour."""
 
     shape: str
     colour: str
@@ -85,9 +83,9 @@ class ClipsConfig:
     seed: int = 0
     """Seed of all samples; another seed gives other samples."""
     events: int = 6
-    """Shapes that come and go in a clip; 1 to 12."""
+    """How many shapes come and go in a clip; 1 to 8."""
     stay: int = 2
-    """Frames for which one stays."""
+    """Frames for which each one stays; 1 to 16."""
     specks: float = 0.5
     """Share of frames with grey specks in them."""
 
@@ -106,14 +104,14 @@ class Clip:
 
 
 def once(rng: random.Random, count: int) -> list[Event]:
-    """Different shapes in different colours."""
+    """`count` different shapes in different colours; fewer if there are not as many shapes."""
     count = min(count, len(SHAPES))
     pairs = zip(draw(rng, tuple(SHAPES), count), draw(rng, tuple(COLOURS), count), strict=True)
     return [Event(*pair) for pair in pairs]
 
 
 def again(rng: random.Random, count: int) -> list[Event]:
-    """Few shapes that come again and again, each time in another colour."""
+    """`count` events of a few shapes that come again and again, each time in another colour."""
     shapes = draw(rng, tuple(SHAPES), max(2, count // 3) if count > 1 else 1)
     left = {shape: draw(rng, tuple(COLOURS), len(NUMBERS)) for shape in shapes}
     order = list(shapes)
@@ -191,9 +189,9 @@ KINDS: dict[str, tuple[Callable[[random.Random, int], list[Event]], Callable[[Cl
 
 
 def compose(rng: random.Random, events: list[Event], frames: int, stay: int) -> Clip:
-    """The events, in their order, at random places that do not overlap.
+    """A clip with the events in their order, at random times that do not overlap, each for `stay` frames.
 
-    Raises ValueError where they leave no room.
+    Raises ValueError if they do not fit.
     """
     free = frames - stay * len(events)
     if free < 0:
@@ -216,8 +214,8 @@ def paint(rng: random.Random, clip: Clip, specks: float) -> tuple[np.ndarray, np
     for frame in frames:
         if rng.random() < specks:
             for _ in range(3):
-                x, y = (int(rng.random() * (SIDE - 2)) for _ in range(2))
-                frame[y : y + 2, x : x + 2] = 150
+                left, top = (int(rng.random() * (SIDE - 2)) for _ in range(2))
+                frame[top : top + 2, left : left + 2] = 150
     for event, span in zip(clip.events, clip.spans, strict=True):
         x, y = (rng.random() * (SIDE - EXTENT) for _ in range(2))
         dx, dy = (rng.random() * 8 - 4 for _ in range(2))
@@ -229,55 +227,28 @@ def paint(rng: random.Random, clip: Clip, specks: float) -> tuple[np.ndarray, np
     return frames, covered
 
 
-class ClipsTasks:
+class ClipsTasks(DrawnTasks[VideoSample]):
     """The clips of one configuration (a `TaskSet`)."""
 
-    locates = True
+    known = KINDS
+    noun = "kind of clip"
 
-    def __init__(self, config: ClipsConfig):
+    def __init__(self, config: ClipsConfig) -> None:
         """Raises ValueError for an unknown kind or a number out of its range."""
-        for kind in config.kinds:
-            if kind not in KINDS:
-                raise ValueError(f"unknown kind of clip {kind!r}: choose among {', '.join(KINDS)}")
-        limits = {"events": (1, 8), "stay": (1, 16), "specks": (0, 1), "frames": (config.events * config.stay, 4096)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(config, name) <= high:
-                raise ValueError(f"{name} is {getattr(config, name)}: give {low} to {high}")
+        super().__init__(config.kinds, config.seed)
+        frames = config.events * config.stay, 4096
+        check_ranges(config, {"events": (1, 8), "stay": (1, 16), "specks": (0, 1), "frames": frames})
         self.config = config
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The configured kinds."""
-        return tuple(self.config.kinds)
+    def content(self, sample: VideoSample) -> bytes:
+        """The frames and the question."""
+        return sample.frames.tobytes() + sample.prompt.encode()
 
-    def sample(self, task: str, split: str, index: int) -> VideoSample:
-        """Sample `index` of a task's split.
-
-        A clip's own hash, question included, decides to which split it may belong, so that none stands in two.
-        Raises ValueError for an unknown task or split.
-        """
-        if task not in KINDS or split not in SPLITS:
-            raise ValueError(f"unknown kind of clip or split {task!r}, {split!r}: {list(KINDS)}, {list(SPLITS)}")
-        seed = hashlib.sha256(f"{self.config.seed}/{task}/{split}/{index}".encode()).digest()
-        rng = random.Random(int.from_bytes(seed, "big"))
-        while True:
-            sample = self._draw(rng, task, split, index)
-            digest = hashlib.sha256(sample.frames.tobytes() + sample.prompt.encode()).digest()
-            if digest[0] % len(SPLITS) == SPLITS.index(split):
-                return sample
-
-    def size(self, task: str, split: str) -> int | None:
-        """None: there are as many samples as anyone asks for."""
-        return None
-
-    def fingerprint(self, task: str) -> str:
-        """Empty: the configuration decides all."""
-        return ""
-
-    def _draw(self, rng: random.Random, task: str, split: str, index: int) -> VideoSample:
+    def draw(self, rng: random.Random, task: str, split: str, index: int) -> VideoSample:
+        """A clip with one question about it. Raises ValueError if the events do not fit into the frames."""
         events, ask = KINDS[task]
         clip = compose(rng, events(rng, self.config.events), self.config.frames, self.config.stay)
-        question = choose(rng, tuple(ask(clip)))
+        question = choose(rng, ask(clip))
         asked = "".join(question.pieces)
         prompt = OPENING + MARK + asked
         return VideoSample(
@@ -294,7 +265,7 @@ class ClipsTasks:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All pieces of questions and answers, without repetition, in a fixed order."""
+    """All pieces of questions and answers, each once, in a fixed order."""
     keys = (*SHAPES, *COLOURS)
     pieces = [OPENING, "\nWhat", "\nWhich", "\nWhen", "\nHow", " colour", " shape", " was", " were", " the", " a"]
     pieces += [" many", " last", " first", *(f" {key}?" for key in keys)]
