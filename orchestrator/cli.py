@@ -18,7 +18,7 @@ from orchestrator.commands import evaluate as evaluate_command
 from orchestrator.commands import head as head_command
 from orchestrator.commands import inspect as inspect_command
 from orchestrator.commands import transfer as transfer_command
-from orchestrator.dispatch.dispatcher import WorkFailed
+from orchestrator.dispatch.work import WorkFailed
 from orchestrator.evaluation import curve_tables
 from orchestrator.evolve_job import run
 from orchestrator.report import runs, tables
