@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector, policies
-from namm_core.policies import Oracle, Policy
+from namm_core.policies import Oracle
+from namm_core.protocols import Policy
 from workers import targets
 from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig
