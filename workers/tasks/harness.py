@@ -154,7 +154,9 @@ class HarnessTask:
             asked = [(metric, items) for (metric, _), items in values.items() if better.get(metric, True)]
         else:
             asked = [
-                (metric, items) for (metric, key), items in values.items() if self._metric in (metric, f"{metric},{key}")
+                (metric, items)
+                for (metric, key), items in values.items()
+                if self._metric in (metric, f"{metric},{key}")
             ][:1]
             if not asked:
                 raise ValueError(f"{self.name} has no metric {self._metric!r}; it has {', '.join(names) or 'none'}")
