@@ -1,19 +1,24 @@
-"""Plug-ins of a job, on the head node's side: what workers add (`workers.plugins`), and searches.
+"""Plug-ins from outside this repository, on the head node's side: searches, besides what workers add.
 
-A plug-in is a folder, or an importable package, with any of the sub-folders `policies`, `scorers`, `sources`,
-`targets` and `searches`; a file in one is found by its name like our own. Knows nothing of what is in the files.
+A plug-in folder may have a sub-folder `searches`, whose files are found by name exactly as our own searches are.
+Knows nothing of what plug-ins do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.search.lookup import PACKAGE
+from workers import plugins as of_workers
+
+PACKAGES = {**of_workers.PACKAGES, "searches": PACKAGE}
+"""Sub-folders of a plug-in folder, and the package that each one's files belong to."""
+
 
 def add(plugins: Sequence[str]) -> None:
-    """Makes known what folders and packages bring, and those that are installed (entry points `namm.plugins`).
+    """Makes plug-ins known to this process; adding the same ones again changes nothing.
 
-    Adding one again changes nothing. Raises ValueError, one line, where one is not there, or has a file named like one
-    that is known already.
+    plugins: folders, or importable packages; those that are installed are added too. Raises ValueError, one line, for
+    what is neither, and for a file named like a plug-in that is there already.
     """
-    if plugins:
-        raise ValueError("plug-ins are not read yet")
+    of_workers.add(plugins, PACKAGES)
