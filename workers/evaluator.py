@@ -45,7 +45,7 @@ class Evaluator:
             return self._evaluate(unit)
         samples = [list(ref) for ref in unit.samples]
         key = content_key(
-            "base", version=3, target=self.config.target, samples=samples, **self.target.identity(unit.samples)
+            "base", version=4, target=self.config.target, samples=samples, **self.target.identity(unit.samples)
         )
 
         def base() -> np.ndarray:

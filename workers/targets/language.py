@@ -34,7 +34,7 @@ class Language(Target[Prompt]):
         self.tasks = load_tasks(config.tasks)
         self.model, self.tokenizer = models.load(config.model)
         self.arrays = arrays
-        self._weights_digest = models.weights_digest(config.model.path, config.model.revision)
+        self._weights_digest = models.weights_digest(config.model.path, config.model.revision, config.model.gguf)
         self._tokenizer_digest = models.tokenizer_digest(self.tokenizer)
         self._recent: OrderedDict[SampleRef, Prompt] = OrderedDict()
         self._recent_tokens = 0
@@ -55,7 +55,7 @@ class Language(Target[Prompt]):
             return self._recent[ref]
         key = content_key(
             "prompt",
-            version=4,
+            version=5,
             tokenizer=self._tokenizer_digest,
             tasks=[self._tasks_digest, self.tasks.fingerprint(ref.task)],
             prompt=[self._prompt_choices, self._chat],

@@ -32,6 +32,8 @@ class Sample:
     """Most tokens of an answer; None: as many as the first reference has."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer."""
+    drops_breaks: bool = True
+    """Whether line breaks in front of an answer go before a line break ends it, as in LongBench."""
     classes: tuple[str, ...] = ()
     """Names of all classes, for `classification_score`."""
     delimiter: str = " "
