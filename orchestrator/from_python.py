@@ -1,4 +1,4 @@
-"""An evolution job started from Python, not from the command line. Knows how it is asked for, nothing of how it runs."""
+"""An evolution job that is started from Python. Knows how it is asked for, and nothing of how it runs."""
 
 from __future__ import annotations
 

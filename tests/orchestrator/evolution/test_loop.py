@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from orchestrator.evaluation import held_out as evaluation
+from orchestrator.evaluation.sizes import Sizing
 from orchestrator.evolution.loop import evolve, fitness_of, training_samples, validation_samples
+from orchestrator.policy_entries import PolicyEntry
 from orchestrator.search.cma_es import SearchConfig
 from orchestrator.spec import FitnessSpec, JobSpec, ValidationSpec
 from workers.config import ModelConfig
@@ -195,15 +197,15 @@ def test_fitness_is_what_the_settings_say():
 
 
 @pytest.mark.parametrize("last, limit", [(0.3, 0.5), (0.3, 0.9), (-0.1, 0.5)])
-def test_fit_size_shifts_only_what_is_too_large(last, limit):
+def test_a_size_limit_shifts_only_what_is_too_large(last, limit):
     namm = PolicySpec("namm", np.append(TARGET[:-1], last).astype(np.float32), STATISTICS)
-    fitted, found = evaluation.fit_size(Landscape(), namm, validation_samples(job()), limit)
-    assert found["kept"] <= limit
-    assert np.array_equal(fitted.theta[:-1], namm.theta[:-1])
+    found = Sizing(Landscape(), namm, validation_samples(job())).at_most(limit)
+    assert found.kept <= limit
+    assert np.array_equal(found.memory.theta[:-1], namm.theta[:-1])
     if last < 0:
-        assert found["shift"] == 0 and np.array_equal(fitted.theta, namm.theta)
+        assert found.shift == 0 and np.array_equal(found.memory.theta, namm.theta)
     else:
-        assert found["shift"] > 0 and found["kept"] > limit - 0.05
+        assert found.shift > 0 and found.kept > limit - 0.05
 
 
 def test_the_comparison_is_paired_and_at_equal_size():
@@ -211,7 +213,7 @@ def test_the_comparison_is_paired_and_at_equal_size():
     samples = evaluation.held_out_samples(("residence", "topic", "colour"), 10)
     assert [sum(ref.task == kind for ref in samples) for kind in ("residence", "topic", "colour")] == [4, 3, 3]
     landscape = Landscape(broken=samples[2])
-    records = evaluation.compare(landscape, namm, ("full", "namm", "h2o"), samples)
+    records = evaluation.compare(landscape, namm, [PolicyEntry(name) for name in ("full", "namm", "h2o")], samples)
     kept = np.mean([r["kept"] for r in records if r["policy"] == "namm"])
     assert {r["budget"] for r in records if r["policy"] == "h2o"} == {round(float(kept), 4)}
     for policy in ("full", "namm", "h2o"):
