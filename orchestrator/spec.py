@@ -99,6 +99,9 @@ class WorkerSpec:
     """Seconds without any worker after which the job gives up, its state saved."""
     ray_address: str | None = None
     """Ray cluster to join; None: RAY_ADDRESS (set in a submitted job), else `local`, which starts Ray here."""
+    fused: Literal["auto", True, False] = False
+    """Whether attention under a memory goes through Triton's kernels, which have never run on a GPU yet: `on`, `off`,
+    or `auto`, which is on where there are a GPU and Triton (docs/kernel.md). Part of the job: it changes last bits."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,8 @@ class JobSpec:
             del plain["stages"][-1]["generations"]
         workers = self.workers  # the shape of a unit, and threads: both decide in which order sums are formed
         plain["unit"] = [workers.candidates_per_call, workers.samples_per_call, workers.threads]
+        if workers.fused:
+            plain["fused"] = workers.fused
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -74,3 +74,8 @@ class EvaluatorConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     target: str = "language"
     """What kind of model it is, and how it is scored: a module of `workers.targets`."""
+    plugins: tuple[str, ...] = ()
+    """Folders or importable packages with plug-ins from outside (`workers.plugins`)."""
+    fused: Literal["auto", True, False] = False
+    """Whether attention under a memory goes through Triton's kernels (docs/kernel.md). They have only run in Triton's
+    interpreter, never on a GPU. `auto`: where there are a GPU and Triton; true: refused where they cannot run."""

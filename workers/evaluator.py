@@ -11,16 +11,18 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector, policies
+from namm_core.attention import fused
 from namm_core.policies import Oracle, Policy
-from workers import targets
+from workers import plugins, targets
 from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig
-from workers.targets.base import Shown
+from workers.protocols import Shown
 from workers.timing import Timing
 from workers.unit import PolicySpec, SampleRef, SampleResult, Unit
 
@@ -30,9 +32,12 @@ class Evaluator:
 
     def __init__(self, config: EvaluatorConfig) -> None:
         torch.set_num_threads(config.threads)
+        plugins.add(config.plugins)
         self.config = config
         self.arrays = ArrayCache(config.redis_url)
         self.target = targets.find(config.target)(config, self.arrays)
+        self.fused = _fused(config.fused, self.target.model.device)
+        """Whether attention under a memory goes through Triton's kernels."""
 
     def evaluate(self, unit: Unit) -> list[list[SampleResult]]:
         """Results[policy][sample] of one unit. Base scores, those of the full cache, are kept in Redis."""
@@ -40,7 +45,7 @@ class Evaluator:
             return self._evaluate(unit)
         samples = [list(ref) for ref in unit.samples]
         key = content_key(
-            "base", version=3, target=self.config.target, samples=samples, **self.target.identity(unit.samples)
+            "base", version=4, target=self.config.target, samples=samples, **self.target.identity(unit.samples)
         )
 
         def base() -> np.ndarray:
@@ -119,34 +124,51 @@ class Evaluator:
         if policy is None:
             yield None
             return
-        with MemoryCache(self.target.model, policy) as cache:
+        with MemoryCache(self.target.model, policy, fused=self.fused) as cache:
             yield cache
 
     def _policy(self, specs: tuple[PolicySpec, ...], samples: list[Shown]) -> Policy | None:
         """The cache policy of a batch whose rows are specs x samples; None is the stock full cache."""
-        name, interval = specs[0].name, self.config.memory.update_interval
-        if name == "namm":
-            theta = np.repeat(np.stack([spec.theta for spec in specs]), len(samples), axis=0)
-            given = specs[0].statistics
-            return Namm(self.config.memory, theta, None if given is None else FeatureStatistics(*given))
-        if len(specs) > 1:
-            raise ValueError("only namm takes several policies in one unit")
-        if name == "full":
+        spec, interval = specs[0], self.config.memory.update_interval
+        if not all(spec.shares_batch(other) for other in specs[1:]):
+            raise ValueError("several policies in one unit must all be namm and differ in theta alone")
+        if spec.name == "full":
             return None
-        if name == "oracle":
-            if not all(len(s.relevant) for s in samples):
+        if spec.name == "namm":
+            return self._namm(specs, len(samples))
+        if spec.name == "oracle":
+            if not all(len(sample.relevant) for sample in samples):
                 raise ValueError(
                     "oracle: these tasks do not say where their answers stand; leave it out of the policies"
                 )
-            return Oracle([torch.from_numpy(s.relevant).long() for s in samples], interval)
-        budgets = _budgets(specs[0].budget, [s.tokens for s in samples], interval)
-        return policies.named(name)(budget=budgets, update_interval=interval)
+            return Oracle([torch.from_numpy(sample.relevant).long() for sample in samples], interval)
+        budgets = _budgets(spec.budget, [sample.tokens for sample in samples], interval)
+        return policies.named(spec.name)(budget=budgets, update_interval=interval)
+
+    def _namm(self, specs: tuple[PolicySpec, ...], samples: int) -> Namm:
+        """One memory for all rows: row = policy * samples + sample."""
+        thetas = [spec.theta for spec in specs if spec.theta is not None]
+        if len(thetas) < len(specs):
+            raise ValueError("namm needs a theta, the parameters of its scorer")
+        given = specs[0].statistics  # the same bits in all of them
+        statistics = None if given is None else FeatureStatistics(*given)
+        return Namm(self.config.memory, np.repeat(np.stack(thetas), samples, axis=0), statistics)
+
+
+def _fused(choice: Literal["auto", True, False], device: torch.device) -> bool:
+    """Whether to use the kernels on a device. Raises ValueError, one line, if they are asked for and cannot run."""
+    if choice == "auto":
+        return device.type == "cuda" and fused.kernels() is not None
+    if choice:
+        fused.check(device)
+    return choice
 
 
 def _budgets(fraction: float | None, lengths: list[int], interval: int) -> torch.Tensor:
-    """Tokens to keep at each update so that, with the tail, `fraction` of each prompt is held at its end.
+    """(rows,) int64, tokens kept at each update so that, with the tail, `fraction` of each prompt is held at its end.
 
-    A fixed number from the start is the strongest form: nothing is forgotten before the memory is full.
+    A number that is fixed from the start is the strongest form: nothing is forgotten before the memory is full.
+    Raises ValueError without a fraction.
     """
     if fraction is None:
         raise ValueError("this policy needs a budget")

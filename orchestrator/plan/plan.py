@@ -265,8 +265,7 @@ def _tasks(job: JobSpec) -> tuple[dict[str, int], list[str]]:
         return {}, [f"tasks: {str(error).splitlines()[0]}"]
     unknown = [task for task in job.kinds if task not in found.tasks]
     missing = [f"tasks: {task} is none of this set's ({', '.join(found.tasks)})" for task in unknown]
-    limit = getattr(found, "answer_limit", None)  # sets without a list of limits have none
-    limits = {} if limit is None else {task: limit(task) for task in job.kinds if task not in unknown}
+    limits = {task: found.answer_limit(task) for task in job.kinds if task not in unknown}
     return {task: most for task, most in limits.items() if most is not None}, missing
 
 

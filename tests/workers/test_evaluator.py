@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import torch
 
 from namm_core import NammConfig
 from orchestrator.services.redis_server import private_redis
@@ -58,6 +64,33 @@ def test_rows_of_any_unit_agree_with_units_of_one(evaluator, statistics):
             )
             assert got.logprob == pytest.approx(alone.logprob, abs=1e-4)
             assert got.kept == pytest.approx(alone.kept, abs=1e-6)
+
+
+def changed(array: np.ndarray) -> np.ndarray:
+    """The same numbers but for the last bit of the first one."""
+    other = array.copy()
+    other[0] = np.nextafter(other[0], np.inf, dtype=other.dtype)
+    return other
+
+
+def test_policies_of_one_unit_differ_in_theta_alone(evaluator, statistics):
+    """Rows share one set of statistics: a row with others would be scored with its neighbour's, and nobody told."""
+    mean, var, count = statistics
+    first = PolicySpec("namm", theta(0), statistics)
+    equal = PolicySpec("namm", theta(1), (mean.copy(), var.copy(), count))
+    assert evaluator.evaluate(Unit((first, equal), REFS[:1]))[1] == evaluator.evaluate(Unit((equal,), REFS[:1]))[0]
+    for other in (
+        PolicySpec("namm", theta(1)),
+        PolicySpec("namm", theta(1), (changed(mean), var, count)),
+        PolicySpec("namm", theta(1), (mean, changed(var), count)),
+        PolicySpec("namm", theta(1), (mean, var, count + 1)),
+        PolicySpec("namm", theta(1), statistics, budget=0.2),
+        PolicySpec("l2", budget=0.2),
+    ):
+        for unit in ((first, other), (other, first), (first, equal, other)):
+            with pytest.raises(ValueError, match="one unit") as error:
+                evaluator.evaluate(Unit(unit, REFS[:1]))
+            assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["h2o", "l2", "streaming", "random"])
@@ -129,3 +162,36 @@ def test_bad_input_is_one_clear_line(small_model, model, tasks, message):
     with pytest.raises(ValueError, match=message) as error:
         Evaluator(EvaluatorConfig(ModelConfig(**{"path": str(small_model), **model}), {**TASKS, **tasks}))
     assert "\n" not in str(error.value)
+
+
+def test_the_fused_kernels_score_as_the_tiles_do(evaluator):
+    """Triton's interpreter runs them here; what they compute differs by rounding, which shows that they ran."""
+    pytest.importorskip("triton")
+    fused = Evaluator(dataclasses.replace(evaluator.config, fused=True))
+    unit = Unit((PolicySpec("namm", theta(0)),), (REFS[3], REFS[5], REFS[6]))
+    ours, plain = fused.evaluate(unit)[0], evaluator.evaluate(unit)[0]
+    for one, other in zip(ours, plain, strict=True):
+        assert other.kept < 1 and one.kept == pytest.approx(other.kept, abs=0.01)
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    assert [one.logprob for one in ours] != [other.logprob for other in plain]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the kernels can run")
+def test_fused_kernels_that_cannot_run_are_refused_and_auto_leaves_them_out(small_model):
+    """In a process of its own, without the interpreter that the other tests use."""
+    program = """
+import sys
+from workers.config import EvaluatorConfig, ModelConfig
+from workers.evaluator import Evaluator
+
+for fused in (False, "auto", True):
+    try:
+        print(Evaluator(EvaluatorConfig(ModelConfig(sys.argv[1]), {"source": "recall"}, fused=fused)).fused)
+    except ValueError as error:
+        print(error)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", program, str(small_model)]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True).stdout
+    off, auto, on = said.splitlines()
+    assert (off, auto) == ("False", "False") and on.startswith("fused attention ")

@@ -6,6 +6,7 @@ are zero there. Knows no models and no memories; imports gymnasium when an envir
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -123,12 +124,17 @@ class Actions:
         return (2.0 * (np.float64(action) - self.low) / (self.high - self.low) - 1.0).astype(np.float32)
 
 
+def check_package() -> None:
+    """Raises ValueError, one line, without the package gymnasium."""
+    if importlib.util.find_spec("gymnasium") is None:
+        raise ValueError("environments need the package gymnasium: pip install 'namm[control]'")
+
+
 def make(name: str, steps: int | None = None) -> gymnasium.Env:
     """A gymnasium environment, steps: in place of its own limit. Raises ValueError, one line, when it is not there."""
-    try:
-        import gymnasium
-    except ModuleNotFoundError:
-        raise ValueError("environments need the package gymnasium: pip install 'namm[control]'") from None
+    check_package()
+    import gymnasium
+
     try:
         import mujoco
 

@@ -36,6 +36,7 @@ from workers.array_cache import ArrayCache
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.pretraining.language import SPECIAL, build_tokenizer
 from workers.targets.video import PROCESSORS, Video
+from workers.tasks.drawing import choose
 from workers.tasks.sources import clips
 from workers.tasks.video import MARK
 from workers.unit import SampleRef
@@ -129,14 +130,14 @@ def described(clip: clips.Clip, covered: np.ndarray) -> np.ndarray:
 
 def lesson(rng: random.Random, frames: int, kinds: tuple[str, ...]) -> Lesson:
     """A clip of one family of kinds, and questions of all of that family's."""
-    show = clips.KINDS[clips.choose(rng, kinds)][0]
+    show = clips.KINDS[choose(rng, kinds)][0]
     stay = 1 + int(rng.random() * 3)
     most = min(8, max(1, frames // stay))
     events = show(rng, 1 + int(rng.random() * most))
     clip = clips.compose(rng, events, frames, min(stay, frames // len(events)))
     pools = [(kind, tuple(ask(clip))) for kind, (shown, ask) in clips.KINDS.items() if kind in kinds and shown is show]
-    drawn = [clips.choose(rng, tuple(pools)) for _ in range(QUESTIONS)]
-    questions = [(kind, clips.choose(rng, pool)) for kind, pool in drawn]
+    drawn = [choose(rng, tuple(pools)) for _ in range(QUESTIONS)]
+    questions = [(kind, choose(rng, pool)) for kind, pool in drawn]
     pictures, covered = clips.paint(rng, clip, rng.random())
     return Lesson(pictures, questions, described(clip, covered))
 
@@ -191,7 +192,7 @@ def train(
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = peak * min(1.0, (step + 1) / 50, (steps - step) / (0.4 * steps))
-        frames = clips.choose(rng, LENGTHS)
+        frames = choose(rng, LENGTHS)
         lessons = [lesson(rng, frames, kinds) for _ in range(BATCH_FRAMES // frames)]
         batch, places = rows(lessons, ids)
         features = model.get_video_features(pixels(np.stack([one.frames for one in lessons]))).pooler_output

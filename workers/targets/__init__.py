@@ -1,29 +1,30 @@
-"""What a memory can be evaluated on, each in a file of its own: the `Target` that a module of this package defines."""
+"""What a memory can be evaluated on: one file each, with one subclass of `workers.protocols.Target`.
+
+Imports none of them, and no torch, until one is asked for.
+"""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from workers.targets.base import Target
+from namm_core import plugins
+from workers.protocols import Target
 
 
 def names() -> tuple[str, ...]:
-    """All targets; imports none of them."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"))
+    """Names of all targets, in alphabetical order; imports none of them."""
+    return tuple(plugins.modules(__name__))
 
 
-def find(name: str) -> type[Target]:
+def find(name: str) -> type[Target[Any]]:
     """The class of a target. Raises ValueError, one line, for an unknown one or a package that it lacks."""
     if name not in names():
         raise ValueError(f"target: unknown {name!r}; known: {', '.join(names())}")
-    from workers.targets.base import Target  # imports torch
-
     try:
-        module = importlib.import_module(f"workers.targets.{name}")
+        module = plugins.load(__name__, name, "target")
     except ModuleNotFoundError as error:
-        raise ValueError(f"target {name} needs the package {error.name}: pip install 'namm[{name}]'") from None
-    found = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Target) and v is not Target]
-    return next(v for v in found if v.__module__ == module.__name__)
+        raise ValueError(f"target {name} needs the package {error.name}, which is not installed") from None
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Target) and value.__module__ == module.__name__:
+            return value
+    raise ValueError(f"target {name}: {module.__file__} defines no subclass of Target")

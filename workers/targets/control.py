@@ -9,9 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium  # noqa: F401  (so that a missing package is said before anything is loaded)
 import numpy as np
-from transformers.cache_utils import Cache
 
 from namm_core import MemoryCache
 from workers import models
@@ -20,9 +18,11 @@ from workers.config import EvaluatorConfig, ModelConfig
 from workers.control import decision, environments
 from workers.control.environments import Simulation
 from workers.control.rollout import roll_out
-from workers.targets.base import RowResult, Target
+from workers.protocols import RowResult, Target
 from workers.tasks.loading import load_tasks
 from workers.unit import SampleRef
+
+environments.check_package()
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Episode:
 class Control(Target[Episode]):
     """A Decision Transformer of transformers."""
 
-    def __init__(self, config: EvaluatorConfig, store: ArrayCache) -> None:
+    def __init__(self, config: EvaluatorConfig, arrays: ArrayCache) -> None:
         self.config = config
         self.tasks = load_tasks(config.tasks)
         self.decision, self.environments = decision.load(config.model)
@@ -66,7 +66,7 @@ class Control(Target[Episode]):
     def read(self, sample: Episode, cache: MemoryCache) -> None:
         self.run([sample], cache)
 
-    def run(self, rows: list[Episode], cache: Cache | None) -> list[RowResult]:
+    def run(self, rows: list[Episode], cache: MemoryCache | None) -> list[RowResult]:
         simulations = [self._simulation(row.task) for row in rows]
         outcomes = []
         for simulation, lived in zip(

@@ -7,18 +7,16 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
 
 from namm_core import MemoryCache
-from namm_core.answering import Answer, answer
+from namm_core.answering import answer
 from workers import models
 from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig, ModelConfig
-from workers.targets.base import RowResult, Target
-from workers.tasks import OWN_METRIC
+from workers.protocols import RowResult, Target
+from workers.tasks.grading import graded
 from workers.tasks.loading import load_tasks
-from workers.tasks.metrics import score
-from workers.tasks.prompt import Prompt, cut, tokenise
+from workers.tasks.prompt import Prompt, tokenise
 from workers.timing import Timing, measure
 from workers.unit import SampleRef
 
@@ -31,11 +29,11 @@ class Language(Target[Prompt]):
 
     stores = True
 
-    def __init__(self, config: EvaluatorConfig, store: ArrayCache) -> None:
+    def __init__(self, config: EvaluatorConfig, arrays: ArrayCache) -> None:
         self.config = config
         self.tasks = load_tasks(config.tasks)
         self.model, self.tokenizer = models.load(config.model)
-        self.arrays = store
+        self.arrays = arrays
         self._weights_digest = models.weights_digest(config.model.path, config.model.revision, config.model.gguf)
         self._tokenizer_digest = models.tokenizer_digest(self.tokenizer)
         self._recent: OrderedDict[SampleRef, Prompt] = OrderedDict()
@@ -57,7 +55,7 @@ class Language(Target[Prompt]):
             return self._recent[ref]
         key = content_key(
             "prompt",
-            version=4,
+            version=5,
             tokenizer=self._tokenizer_digest,
             tasks=[self._tasks_digest, self.tasks.fingerprint(ref.task)],
             prompt=[self._prompt_choices, self._chat],
@@ -76,7 +74,7 @@ class Language(Target[Prompt]):
         ids = torch.from_numpy(sample.ids).long()[None].to(self.model.device)
         self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
-    def run(self, rows: list[Prompt], cache: Cache | None) -> list[RowResult]:
+    def run(self, rows: list[Prompt], cache: MemoryCache | None) -> list[RowResult]:
         answers = answer(
             self.model,
             [torch.from_numpy(p.ids).long() for p in rows],
@@ -85,7 +83,7 @@ class Language(Target[Prompt]):
             [p.max_new_tokens for p in rows],
             self._ends,
         )
-        return graded(self, rows, answers)
+        return graded(self.tasks, self.tokenizer, rows, answers)
 
     def identity(self, refs: tuple[SampleRef, ...]) -> dict[str, Any]:
         model = self.config.model
@@ -100,19 +98,5 @@ class Language(Target[Prompt]):
         """The tokens as text."""
         return [self.tokenizer.decode([token]) for token in sample.ids.tolist()]
 
-    def measure(self, sample: Prompt, cache: Cache | None, tokens: int) -> Timing:
+    def measure(self, sample: Prompt, cache: MemoryCache | None, tokens: int) -> Timing:
         return measure(self.model, torch.from_numpy(sample.ids).long(), cache, tokens)
-
-
-def graded(target: Target, prompts: list[Prompt], answers: list[Answer]) -> list[RowResult]:
-    """What the answers to prompts are worth; target: has the `tokenizer` and the `tasks` that they come from."""
-    outcomes = []
-    for prompt, got in zip(prompts, answers, strict=True):
-        text = target.tokenizer.decode(got.tokens, skip_special_tokens=True)
-        prediction = cut(text, prompt.stop)
-        if prompt.metric == OWN_METRIC:
-            value = target.tasks.grade(*prompt.ref, prediction)
-        else:
-            value = score(prompt.metric, prediction, list(prompt.answers), prompt.classes or None)
-        outcomes.append(RowResult(value, got.logprob, got.kept, prediction.strip()))
-    return outcomes

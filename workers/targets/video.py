@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
-from transformers.cache_utils import Cache
 
 from namm_core import MemoryCache
 from namm_core.answering import answer
 from workers import models
 from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig, ModelConfig
-from workers.targets.base import RowResult, Target
-from workers.targets.language import graded
+from workers.protocols import RowResult, Target
+from workers.tasks.grading import graded
 from workers.tasks.loading import load_tasks
 from workers.tasks.prompt import Prompt, tokenise
 from workers.tasks.video import MARK, VideoSample
@@ -60,7 +59,7 @@ class VideoPrompt:
 class Video(Target[VideoPrompt]):
     """A video-language model of transformers."""
 
-    def __init__(self, config: EvaluatorConfig, store: ArrayCache) -> None:
+    def __init__(self, config: EvaluatorConfig, arrays: ArrayCache) -> None:
         if config.prompt.max_tokens is not None:
             raise ValueError("prompt.max_tokens would cut a video in the middle: give fewer frames (tasks.frames)")
         self.config = config
@@ -101,7 +100,7 @@ class Video(Target[VideoPrompt]):
     def read(self, sample: VideoPrompt, cache: MemoryCache) -> None:
         self.model(inputs_embeds=self.embedded(sample)[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
 
-    def run(self, rows: list[VideoPrompt], cache: Cache | None) -> list[RowResult]:
+    def run(self, rows: list[VideoPrompt], cache: MemoryCache | None) -> list[RowResult]:
         prompts = [row.prompt for row in rows]
         answers = answer(
             self.model,
@@ -111,7 +110,7 @@ class Video(Target[VideoPrompt]):
             [p.max_new_tokens for p in prompts],
             self._ends,
         )
-        return graded(self, prompts, answers)
+        return graded(self.tasks, self.tokenizer, prompts, answers)
 
     def identity(self, refs: tuple[SampleRef, ...]) -> dict[str, Any]:
         model = self.config.model
@@ -138,7 +137,7 @@ class Video(Target[VideoPrompt]):
             at += 1
         return labels
 
-    def measure(self, sample: VideoPrompt, cache: Cache | None, tokens: int) -> Timing:
+    def measure(self, sample: VideoPrompt, cache: MemoryCache | None, tokens: int) -> Timing:
         """The vision tower's time is left out: it is the same for every policy."""
         embedded = self.embedded(sample)
         return measure(self.model, torch.from_numpy(sample.prompt.ids).long(), cache, tokens, embedded)

@@ -14,16 +14,15 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+from workers.protocols import RecordList
 from workers.tasks import SPLITS, Sample
-from workers.tasks.records import Records
+from workers.tasks.source import Source
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
-    """What can be chosen for any benchmark."""
+class RecordsConfig:
+    """What can be chosen for any fixed list of records, wherever they come from."""
 
-    path: str
-    """Folder with the benchmark's files, or a data set on the Hub (owner/name)."""
     tasks: tuple[str, ...] = ()
     """Tasks of this set; none: all that the benchmark has."""
     revision: str | None = None
@@ -50,7 +49,15 @@ class BenchmarkConfig:
                 raise ValueError(f"max_new_tokens of {task} must be at least 1, not {limit}")
 
 
-class Benchmark(ABC):
+@dataclass(frozen=True)
+class BenchmarkConfig(RecordsConfig):
+    """What can be chosen for any benchmark that is read from files."""
+
+    path: str = field(kw_only=True)
+    """Folder with the benchmark's files, or a data set on the Hub (owner/name)."""
+
+
+class Benchmark(Source, ABC):
     """The tasks of one benchmark (a `TaskSet`). A subclass says where records are and what a sample is made of.
 
     A task's file is read when it is first asked for. Training samples are drawn without replacement, pass after
@@ -58,25 +65,26 @@ class Benchmark(ABC):
     held-out samples have one order, by content, and an end.
     """
 
-    known: tuple[str, ...] = ()
-    """Names of the benchmark's tasks."""
-    locates = False
-
-    def __init__(self, config: BenchmarkConfig) -> None:
+    def __init__(self, config: RecordsConfig) -> None:
         """Raises ValueError for an unknown task."""
         self.config = config
         for task in config.tasks:
             self._check_known(task)
-        self._records: dict[str, Records] = {}
+        self._records: dict[str, RecordList] = {}
         self._members: dict[tuple[str, str], list[int]] = {}
         self._passes: OrderedDict[tuple[str, int], list[int]] = OrderedDict()
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Names of the benchmark's tasks."""
+        return ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The configured tasks."""
         return self.config.tasks or self.known
 
-    def records(self, task: str) -> Records:
+    def records(self, task: str) -> RecordList:
         """All records of a task. Raises ValueError, one line, where its file is missing or damaged."""
         if task not in self.tasks:
             raise ValueError(f"unknown task {task!r}; tasks of this set: {', '.join(self.tasks)}")
@@ -103,15 +111,19 @@ class Benchmark(ABC):
 
     def record(self, task: str, split: str, index: int) -> dict[str, Any]:
         """What that sample is made of."""
+        return self.records(task)[self.place(task, split, index)]
+
+    def place(self, task: str, split: str, index: int) -> int:
+        """Where that record stands among the task's records."""
         members = self._split(task, split)
         if split == "train":
-            return self.records(task)[self._shuffled(task, index // len(members))[index % len(members)]]
+            return self._shuffled(task, index // len(members))[index % len(members)]
         if index >= len(members):
             raise ValueError(f"{task} has {len(members)} {split} samples: there is no number {index}")
-        return self.records(task)[members[index]]
+        return members[index]
 
     @abstractmethod
-    def read(self, task: str) -> Records:
+    def read(self, task: str) -> RecordList:
         """Finds and reads a task's file."""
 
     @abstractmethod

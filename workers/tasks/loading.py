@@ -1,34 +1,44 @@
 """Finding a task set by the name of its file. Knows no task.
 
-A source is a module of this package that defines one `...Config` dataclass and one `...Tasks(config)` class.
+A source is a module of the package `workers.tasks.sources` that defines one dataclass `...Config` and one class
+`...Tasks(config)`, a `workers.protocols.TaskSet`.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-import pkgutil
+from types import ModuleType
 from typing import Any
 
-import workers.tasks.sources
+from namm_core import plugins
 from namm_core.config import from_mapping
-from workers.tasks import TaskSet
+from workers.protocols import TaskSet
+
+SOURCES = "workers.tasks.sources"
+"""The package of the sources."""
 
 
-def load_tasks(config: dict[str, Any]) -> TaskSet:
-    """The task set of `{"source": name, **options}`. Raises ValueError for an unknown source, key or task."""
+def load_tasks(config: dict[str, Any]) -> TaskSet[Any]:
+    """The task set of `{"source": name, **options}`.
+
+    Raises ValueError, one line, for an unknown source, option or task, and for whatever the set itself refuses.
+    """
     options = dict(config)
     source = options.pop("source", None)
-    names = sorted(m.name for m in pkgutil.iter_modules(workers.tasks.sources.__path__))
-    if source not in names or _defined(source, "Tasks") is None:
-        known = [name for name in names if _defined(name, "Tasks") is not None]
+    known = plugins.modules(SOURCES)
+    if source not in known:
         near = difflib.get_close_matches(str(source), known, n=1, cutoff=0.0)[0]
         raise ValueError(f"tasks.source: unknown {source!r}; did you mean {near!r}? Known: {', '.join(known)}")
-    return _defined(source, "Tasks")(from_mapping(_defined(source, "Config"), options, "tasks"))
+    try:
+        module = plugins.load(SOURCES, source, "source")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"tasks.source: {source} needs the package {error.name}, which is not installed") from None
+    return _defined(module, "Tasks")(from_mapping(_defined(module, "Config"), options, "tasks"))
 
 
-def _defined(source: str, suffix: str) -> type | None:
-    """The class of module `source` whose name ends in `suffix`."""
-    module = importlib.import_module(f"workers.tasks.sources.{source}")
-    classes = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
-    return next((v for v in classes if v.__name__.endswith(suffix)), None)
+def _defined(module: ModuleType, suffix: str) -> type:
+    """The module's own class whose name ends in `suffix`."""
+    for name, value in vars(module).items():
+        if isinstance(value, type) and value.__module__ == module.__name__ and name.endswith(suffix):
+            return value
+    raise ValueError(f"tasks.source: {module.__file__} defines no class whose name ends in {suffix}")

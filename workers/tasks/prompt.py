@@ -36,6 +36,8 @@ class Prompt:
     """Texts that end an answer."""
     classes: tuple[str, ...] = ()
     """Names of all classes, for `classification_score`."""
+    drops_breaks: bool = True
+    """Whether line breaks in front of an answer go before a line break ends it."""
 
     @property
     def tokens(self) -> int:
@@ -44,7 +46,8 @@ class Prompt:
 
     def pack(self) -> np.ndarray:
         """One int32 array: lengths, then ids, reference, relevant positions and the rest as UTF-8 bytes."""
-        rest = json.dumps([self.ref, self.answers, self.metric, self.max_new_tokens, self.stop, self.classes]).encode()
+        grading = [self.metric, self.max_new_tokens, self.stop, self.classes, self.drops_breaks]
+        rest = json.dumps([self.ref, self.answers, *grading]).encode()
         parts = [self.ids, self.reference, self.relevant, np.frombuffer(rest, np.uint8)]
         return np.concatenate([[len(part) for part in parts], *parts]).astype(np.int32)
 
@@ -52,10 +55,9 @@ class Prompt:
     def unpack(cls, packed: np.ndarray) -> Prompt:
         """Undoes `pack`."""
         ids, reference, relevant, rest = np.split(packed[4:], np.cumsum(packed[:3]))
-        ref, answers, metric, limit, stop, classes = json.loads(rest.astype(np.uint8).tobytes())
-        return cls(
-            SampleRef(*ref), ids, reference, relevant, tuple(answers), metric, limit, tuple(stop), tuple(classes)
-        )
+        ref, answers, metric, limit, stop, classes, drops = json.loads(rest.astype(np.uint8).tobytes())
+        texts = tuple(answers), metric, limit, tuple(stop), tuple(classes)
+        return cls(SampleRef(*ref), ids, reference, relevant, *texts, drops)
 
 
 def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None = None) -> Prompt:
@@ -92,6 +94,7 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
         sample.max_new_tokens or len(reference),
         sample.stop,
         sample.classes,
+        sample.drops_breaks,
     )
 
 
@@ -107,9 +110,12 @@ def middle_truncated(tokens: int, most: int | None) -> np.ndarray:
     return np.concatenate([places[: most // 2], places[-(most // 2) :]])
 
 
-def cut(text: str, stop: tuple[str, ...]) -> str:
-    """An answer up to its first stop text. Line breaks in front of it are no end: LongBench drops them first."""
-    if "\n" in stop:
+def cut(text: str, stop: tuple[str, ...], drops_breaks: bool = True) -> str:
+    """An answer up to its first stop text.
+
+    drops_breaks: whether line breaks in front of it are no end, which LongBench drops first; `lm_eval` does not.
+    """
+    if drops_breaks and "\n" in stop:
         text = text.lstrip("\n")
     return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]
 

@@ -6,15 +6,13 @@ empty, or have grey specks in them. What answers a question stands in a few fram
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from workers.tasks import SPLITS
-from workers.tasks.sources.recall import choose, draw
+from workers.tasks.drawing import DrawnTasks, check_ranges, choose, draw
 from workers.tasks.video import MARK, VideoSample
 
 SIDE = 32
@@ -85,7 +83,7 @@ class ClipsConfig:
     seed: int = 0
     """Seed of all samples; another seed gives other samples."""
     events: int = 6
-    """Shapes that come and go in a clip; 1 to 12."""
+    """Shapes that come and go in a clip; 1 to 8."""
     stay: int = 2
     """Frames for which one stays."""
     specks: float = 0.5
@@ -229,55 +227,28 @@ def paint(rng: random.Random, clip: Clip, specks: float) -> tuple[np.ndarray, np
     return frames, covered
 
 
-class ClipsTasks:
+class ClipsTasks(DrawnTasks[VideoSample]):
     """The clips of one configuration (a `TaskSet`)."""
 
-    locates = True
+    known = KINDS
+    noun = "kind of clip"
 
-    def __init__(self, config: ClipsConfig):
+    def __init__(self, config: ClipsConfig) -> None:
         """Raises ValueError for an unknown kind or a number out of its range."""
-        for kind in config.kinds:
-            if kind not in KINDS:
-                raise ValueError(f"unknown kind of clip {kind!r}: choose among {', '.join(KINDS)}")
-        limits = {"events": (1, 8), "stay": (1, 16), "specks": (0, 1), "frames": (config.events * config.stay, 4096)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(config, name) <= high:
-                raise ValueError(f"{name} is {getattr(config, name)}: give {low} to {high}")
+        super().__init__(config.kinds, config.seed)
+        frames = config.events * config.stay, 4096
+        check_ranges(config, {"events": (1, 8), "stay": (1, 16), "specks": (0, 1), "frames": frames})
         self.config = config
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The configured kinds."""
-        return tuple(self.config.kinds)
+    def content(self, sample: VideoSample) -> bytes:
+        """The frames and the question."""
+        return sample.frames.tobytes() + sample.prompt.encode()
 
-    def sample(self, task: str, split: str, index: int) -> VideoSample:
-        """Sample `index` of a task's split.
-
-        A clip's own hash, question included, decides to which split it may belong, so that none stands in two.
-        Raises ValueError for an unknown task or split.
-        """
-        if task not in KINDS or split not in SPLITS:
-            raise ValueError(f"unknown kind of clip or split {task!r}, {split!r}: {list(KINDS)}, {list(SPLITS)}")
-        seed = hashlib.sha256(f"{self.config.seed}/{task}/{split}/{index}".encode()).digest()
-        rng = random.Random(int.from_bytes(seed, "big"))
-        while True:
-            sample = self._draw(rng, task, split, index)
-            digest = hashlib.sha256(sample.frames.tobytes() + sample.prompt.encode()).digest()
-            if digest[0] % len(SPLITS) == SPLITS.index(split):
-                return sample
-
-    def size(self, task: str, split: str) -> int | None:
-        """None: there are as many samples as anyone asks for."""
-        return None
-
-    def fingerprint(self, task: str) -> str:
-        """Empty: the configuration decides all."""
-        return ""
-
-    def _draw(self, rng: random.Random, task: str, split: str, index: int) -> VideoSample:
+    def draw(self, rng: random.Random, task: str, split: str, index: int) -> VideoSample:
+        """A clip with one question about it. Raises ValueError if the events do not fit into the frames."""
         events, ask = KINDS[task]
         clip = compose(rng, events(rng, self.config.events), self.config.frames, self.config.stay)
-        question = choose(rng, tuple(ask(clip)))
+        question = choose(rng, ask(clip))
         asked = "".join(question.pieces)
         prompt = OPENING + MARK + asked
         return VideoSample(

@@ -1,7 +1,7 @@
-"""Episodes: a task is an environment, a sample is the seed of one episode. Knows no environment but by name.
+"""Episodes: a task is an environment, a sample is the seed of one episode. Knows environments by name only.
 
-Which environments there are, and what a return is worth, is the model's affair: its folder describes those that it
-was trained on (`workers.control.decision`).
+Which environments there are, and what a return is worth, is up to the model: its folder describes those that it was
+trained on (`workers.control.decision`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workers.tasks import SPLITS
+from workers.tasks.source import Source
 
 COLLECTED = "collected"
 """The split of the episodes that a model was trained on: never evaluated."""
@@ -19,9 +20,9 @@ class EpisodesConfig:
     """The episodes' configuration."""
 
     environments: tuple[str, ...]
-    """Names of environments, as the model's folder has them."""
+    """Names of environments, as in the model's folder."""
     seed: int = 0
-    """Seed of all episodes; another seed gives others."""
+    """Seed of all episodes; another seed gives other episodes."""
 
     def __post_init__(self) -> None:
         if not self.environments or len(set(self.environments)) < len(self.environments):
@@ -41,29 +42,22 @@ class Start:
     """What the environment is reset with."""
 
 
-class EpisodesTasks:
-    """Seeds of episodes: no two splits share one."""
-
-    locates = False
+class EpisodesTasks(Source):
+    """Seeds of episodes, no two splits sharing one (a `TaskSet`)."""
 
     def __init__(self, config: EpisodesConfig) -> None:
         self.config = config
 
     @property
     def tasks(self) -> tuple[str, ...]:
+        """The configured environments."""
         return self.config.environments
 
     def sample(self, task: str, split: str, index: int) -> Start:
-        """Raises ValueError for an unknown task or split."""
+        """Episode `index` of an environment's split. Raises ValueError for an unknown task or split."""
         if task not in self.tasks:
             raise ValueError(f"unknown task {task!r}; tasks of this set: {', '.join(self.tasks)}")
         splits = (*SPLITS, COLLECTED)
         if split not in splits:
             raise ValueError(f"unknown split {split!r}; known: {', '.join(splits)}")
         return Start(task, split, index, (self.config.seed << 40) + len(splits) * index + splits.index(split))
-
-    def size(self, task: str, split: str) -> None:
-        return None
-
-    def fingerprint(self, task: str) -> str:
-        return ""

@@ -33,7 +33,7 @@ class InfiniteBenchConfig(BenchmarkConfig):
 
 
 class InfiniteBenchTasks(Benchmark):
-    """InfiniteBench's tasks (a `TaskSet` and a `Grader`)."""
+    """InfiniteBench's tasks (a `TaskSet` that grades its samples)."""
 
     known = (
         "passkey",
@@ -48,6 +48,7 @@ class InfiniteBenchTasks(Benchmark):
         "longbook_choice_en",
         "longbook_qa_chn",
     )
+    config: InfiniteBenchConfig
 
     def __init__(self, config: InfiniteBenchConfig) -> None:
         self._tasks: dict[str, HarnessTask] = {}
@@ -73,6 +74,7 @@ class InfiniteBenchTasks(Benchmark):
             max_new_tokens=self.config.max_new_tokens.get(task, asked.max_new_tokens),
             stop=self.config.stop.get(task, asked.stop),
             delimiter="" if task.endswith("_chn") else asked.delimiter,
+            drops_breaks=False,
             language="zh" if task.endswith("_chn") else "code" if task.startswith("code") else "en",
         )
 

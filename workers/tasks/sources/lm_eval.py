@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workers.tasks import OWN_METRIC, Sample
-from workers.tasks.benchmark import Benchmark, BenchmarkConfig
+from workers.tasks.benchmark import Benchmark, RecordsConfig
 from workers.tasks.harness import HarnessTask
 
 
 @dataclass(frozen=True)
-class LmEvalConfig(BenchmarkConfig):
+class LmEvalConfig(RecordsConfig):
     """Which tasks of `lm_eval`."""
 
     path: str | None = None
@@ -24,15 +24,23 @@ class LmEvalConfig(BenchmarkConfig):
     which takes 9 s."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What tasks that make their own data are given, such as `max_seq_lengths` and `tokenizer`."""
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Which of a task's numbers is its score, by task: a metric, or metric and filter, as in `lm_eval`'s tables
+    ("exact_match,flexible-extract"); without one the first metric of the first filter that is better when higher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.metrics) - set(self.tasks):
+            raise ValueError(f"metrics names {', '.join(sorted(unknown))}, which tasks does not")
 
 
 class Docs:
-    """A task's documents, as `Records` of a file."""
+    """A task's documents, as a `RecordList`."""
 
     def __init__(self, task: HarnessTask) -> None:
         self._docs = task.docs
         self.digests = [hashlib.sha256(json.dumps(d, sort_keys=True, default=str).encode()).digest() for d in task.docs]
-        self.groups = self.digests  # which key holds the document is the task's own affair
+        self.groups = self.digests  # only the task knows which key holds the document
         self.fingerprint = hashlib.sha256(b"".join(self.digests)).hexdigest()
 
     def __len__(self) -> int:
@@ -43,7 +51,7 @@ class Docs:
 
 
 class LmEvalTasks(Benchmark):
-    """Tasks of `lm_eval` (a `TaskSet` and a `Grader`)."""
+    """Tasks of `lm_eval` (a `TaskSet` that grades its samples)."""
 
     config: LmEvalConfig
 
@@ -54,7 +62,9 @@ class LmEvalTasks(Benchmark):
         super().__init__(config)
 
     def read(self, task: str) -> Docs:
-        return Docs(self._task(task))
+        found = self._task(task)
+        found.check()  # before any work is done
+        return Docs(found)
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
         asked = self._task(task)
@@ -62,13 +72,14 @@ class LmEvalTasks(Benchmark):
             task=task,
             split=split,
             index=index,
-            prompt=self.filled(task, record) or asked.prompt(record),
-            answers=asked.answers(record),
+            prompt=self.filled(task, record) or asked.prompt(record, self.place(task, split, index)),
+            answers=asked.answers(record) or ("",),  # a question that has no answer: its task says what one is worth
             relevant=(),
             metric=OWN_METRIC,
             max_new_tokens=self.config.max_new_tokens.get(task, asked.max_new_tokens),
             stop=self.config.stop.get(task, asked.stop),
             delimiter=asked.delimiter,
+            drops_breaks=False,
         )
 
     def grade(self, task: str, split: str, index: int, prediction: str) -> float:
@@ -77,7 +88,9 @@ class LmEvalTasks(Benchmark):
 
     def _task(self, task: str) -> HarnessTask:
         if task not in self._tasks:
-            self._tasks[task] = HarnessTask(task, self.config.path, metadata=self.config.metadata)
+            self._tasks[task] = HarnessTask(
+                task, self.config.path, metadata=self.config.metadata, metric=self.config.metrics.get(task)
+            )
         return self._tasks[task]
 
     def _check_known(self, task: str) -> None:

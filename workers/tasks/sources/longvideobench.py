@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from workers.tasks import OWN_METRIC, choices, frames
-from workers.tasks.benchmark import Benchmark, BenchmarkConfig
+from workers.tasks.benchmark import Benchmark
 from workers.tasks.records import Records
 from workers.tasks.video import MARK, VideoSample
+from workers.tasks.video_benchmark import VideoBenchmarkConfig
 
 FIELDS = {
     "id": (str,),
@@ -49,29 +50,20 @@ PREFIXES = (
 
 
 @dataclass(frozen=True)
-class LongVideoBenchConfig(BenchmarkConfig):
-    """Which files and frames."""
+class LongVideoBenchConfig(VideoBenchmarkConfig):
+    """Which files, and how many frames: one a second of a video that has fewer seconds than `frames`."""
 
     annotations: str = "lvb_val.json"
     """File of the records, in the folder."""
-    frames: int = 64
-    """Most frames of a video; of one shorter than that in seconds, one a second."""
     subtitles: bool = True
     """Whether subtitles stand between the frames (`longvideobench_val_i`), or the video stands alone (`..._v`)."""
 
 
 class LongVideoBenchTasks(Benchmark):
-    """LongVideoBench by length of the videos (a `TaskSet`, and a `Grader`)."""
+    """LongVideoBench by length of the videos (a `TaskSet` that grades its samples)."""
 
     known = tuple(GROUPS)
     config: LongVideoBenchConfig
-
-    def __init__(self, config: LongVideoBenchConfig) -> None:
-        if config.frames < 1:
-            raise ValueError(f"frames must be at least 1, not {config.frames}")
-        if config.templates:
-            raise ValueError("templates are for texts: a video's prompt is the benchmark's own; leave them out")
-        super().__init__(config)
 
     def read(self, task: str) -> Records:
         file = _file(Path(self.config.path), self.config.annotations, "LongVideoBench's records")

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from workers.tasks import OWN_METRIC, choices, frames
-from workers.tasks.benchmark import Benchmark, BenchmarkConfig
+from workers.tasks.benchmark import Benchmark
 from workers.tasks.records import Records, locate
 from workers.tasks.video import MARK, VideoSample
+from workers.tasks.video_benchmark import VideoBenchmarkConfig
 
 FIELDS = {"video": (str,), "question": (str,), "candidates": (list,), "answer": (str,), "question_type": (str,)}
 FILES = {
@@ -38,25 +39,15 @@ INSTRUCTION = (
 
 
 @dataclass(frozen=True)
-class MlvuConfig(BenchmarkConfig):
-    """Which frames."""
-
-    frames: int = 64
-    """Frames of a video."""
+class MlvuConfig(VideoBenchmarkConfig):
+    """Which videos, and how many frames; a video always gives `frames` of them."""
 
 
 class MlvuTasks(Benchmark):
-    """MLVU's multiple-choice tasks (a `TaskSet`, and a `Grader`)."""
+    """MLVU's multiple-choice tasks (a `TaskSet` that grades its samples)."""
 
     known = tuple(FILES)
     config: MlvuConfig
-
-    def __init__(self, config: MlvuConfig) -> None:
-        if config.frames < 1:
-            raise ValueError(f"frames must be at least 1, not {config.frames}")
-        if config.templates:
-            raise ValueError("templates are for texts: a video's prompt is the benchmark's own; leave them out")
-        super().__init__(config)
 
     def read(self, task: str) -> Records:
         file = locate(self.config.path, None, (f"json/{FILES[task]}.json", f"{FILES[task]}.json"), f"MLVU's {task}")

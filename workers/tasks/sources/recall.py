@@ -6,12 +6,12 @@ other model reads the same text through its own tokenizer.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from workers.tasks import SPLITS, Sample, words
+from workers.tasks import Sample, words
+from workers.tasks.drawing import DrawnTasks, check_ranges, choose, draw
 
 Pieces = tuple[str, ...]
 
@@ -58,17 +58,6 @@ class RecallConfig:
     """Cities that each person is in, one after the other, in kind `latest`; 2 to 12."""
     topic_words: int = 24
     """Words of any topic, in kind `topic`; at least 4."""
-
-
-def choose(rng: random.Random, options: tuple[str, ...]) -> str:
-    """One of the options. Uses `random()` alone, whose stream is the same in every Python version."""
-    return options[int(rng.random() * len(options))]
-
-
-def draw(rng: random.Random, options: tuple, count: int) -> list:
-    """`count` different options, in random order."""
-    rest = list(options)
-    return [rest.pop(int(rng.random() * len(rest))) for _ in range(count)]
 
 
 # Sentence shapes by length in tokens, the stop included; a letter stands for a class of words.
@@ -239,51 +228,24 @@ def compose(rng: random.Random, drafts: list[Draft], tokens: int) -> Page:
     return page
 
 
-class RecallTasks:
-    """The recall tasks of one configuration (a `TaskSet`)."""
+class RecallTasks(DrawnTasks[Sample]):
+    """The recall tasks of one configuration (a `TaskSet`); each prompt is exactly `config.tokens` tokens long."""
 
-    locates = True
+    known = KINDS
+    noun = "recall task"
 
-    def __init__(self, config: RecallConfig):
+    def __init__(self, config: RecallConfig) -> None:
         """Raises ValueError for an unknown kind or a density out of its range."""
-        for kind in config.kinds:
-            if kind not in KINDS:
-                raise ValueError(f"unknown recall task {kind!r}: choose among {', '.join(KINDS)}")
-        limits = {"facts": (2, 12), "moves": (2, 12), "topic_words": (4, 1000)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(config, name) <= high:
-                raise ValueError(f"{name} is {getattr(config, name)}: give {low} to {high}")
+        super().__init__(config.kinds, config.seed)
+        check_ranges(config, {"facts": (2, 12), "moves": (2, 12), "topic_words": (4, 1000)})
         self.config = config
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The configured kinds."""
-        return tuple(self.config.kinds)
+    def content(self, sample: Sample) -> bytes:
+        """The prompt."""
+        return sample.prompt.encode()
 
-    def sample(self, task: str, split: str, index: int) -> Sample:
-        """Sample `index` of a task's split, its prompt exactly `config.tokens` tokens long.
-
-        A prompt's own hash decides to which split it may belong, so that no prompt stands in two splits,
-        whatever the seeds. Raises ValueError for an unknown task or split, or where the facts leave no room.
-        """
-        if task not in KINDS or split not in SPLITS:
-            raise ValueError(f"unknown recall task or split {task!r}, {split!r}: {list(KINDS)}, {list(SPLITS)}")
-        seed = hashlib.sha256(f"{self.config.seed}/{task}/{split}/{index}".encode()).digest()
-        rng = random.Random(int.from_bytes(seed, "big"))
-        while True:
-            sample = self._draw(rng, task, split, index)
-            if hashlib.sha256(sample.prompt.encode()).digest()[0] % len(SPLITS) == SPLITS.index(split):
-                return sample
-
-    def size(self, task: str, split: str) -> int | None:
-        """None: there are as many samples as anyone asks for."""
-        return None
-
-    def fingerprint(self, task: str) -> str:
-        """Empty: the configuration decides all."""
-        return ""
-
-    def _draw(self, rng: random.Random, task: str, split: str, index: int) -> Sample:
+    def draw(self, rng: random.Random, task: str, split: str, index: int) -> Sample:
+        """A document with one of its questions. Raises ValueError if the facts leave no room."""
         draft = KINDS[task](rng, self.config)
         question = draft.questions[int(rng.random() * len(draft.questions))]
         page = compose(rng, [draft], self.config.tokens - len(question.pieces))

@@ -33,6 +33,7 @@ class RulerTasks(Benchmark):
     """RULER's tasks (a `TaskSet`)."""
 
     known = tuple(LIMITS)
+    config: RulerConfig
 
     def answer_limit(self, task: str) -> int | None:
         """Most tokens of an answer: the configuration's, or RULER's."""

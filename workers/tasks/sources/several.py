@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workers.tasks import Sample, TaskSet
+from workers.protocols import TaskSet
+from workers.tasks import Sample
 from workers.tasks.loading import load_tasks
 
 
@@ -21,13 +22,13 @@ class SeveralConfig:
 
 
 class SeveralTasks:
-    """The tasks of several sets (a `TaskSet` and a `Grader`)."""
+    """The tasks of several sets (a `TaskSet`), each as its own set has it."""
 
     def __init__(self, config: SeveralConfig) -> None:
         """Raises ValueError as the sets do, naming the set."""
         if not config.sets:
             raise ValueError("sets must name at least one set of tasks")
-        self._sets: dict[str, TaskSet] = {}
+        self._sets: dict[str, TaskSet[Any]] = {}
         for name, options in config.sets.items():
             try:
                 self._sets[name] = load_tasks(options)
@@ -36,41 +37,41 @@ class SeveralTasks:
 
     @property
     def locates(self) -> bool:
-        """Whether all sets' samples do."""
+        """Whether the samples of all sets say which places answer them."""
         return all(tasks.locates for tasks in self._sets.values())
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """All sets' tasks."""
+        """The tasks of all sets."""
         return tuple(f"{name}/{task}" for name, tasks in self._sets.items() for task in tasks.tasks)
 
     def sample(self, task: str, split: str, index: int) -> Sample:
-        """As the set that the task is of has it."""
+        """The set's own sample under the longer name. Raises ValueError for an unknown set, or as the set does."""
         tasks, name = self._of(task)
         return replace(tasks.sample(name, split, index), task=task)
 
     def size(self, task: str, split: str) -> int | None:
-        """As the set that the task is of has it."""
+        """Number of different samples in a split."""
         tasks, name = self._of(task)
         return tasks.size(name, split)
 
     def answer_limit(self, task: str) -> int | None:
-        """As the set that the task is of has it; None where it has none."""
+        """Most tokens of an answer, if its set knows it."""
         tasks, name = self._of(task)
-        limit = getattr(tasks, "answer_limit", None)
-        return None if limit is None else limit(name)
+        return tasks.answer_limit(name)
 
     def fingerprint(self, task: str) -> str:
-        """As the set that the task is of has it."""
+        """Names the data of a task."""
         tasks, name = self._of(task)
         return tasks.fingerprint(name)
 
     def grade(self, task: str, split: str, index: int, prediction: str) -> float:
-        """As the set that the task is of does it."""
+        """The set's own score of an answer, 0 to 1."""
         tasks, name = self._of(task)
         return tasks.grade(name, split, index, prediction)
 
-    def _of(self, task: str) -> tuple[TaskSet, str]:
+    def _of(self, task: str) -> tuple[TaskSet[Any], str]:
+        """The set of a task, and the task's name there."""
         name, _, inner = task.partition("/")
         if name not in self._sets:
             raise ValueError(f"unknown task {task!r}; tasks of this set: {', '.join(self.tasks)}")
