@@ -19,6 +19,8 @@ from transformers.utils import logging
 
 from workers import node_cache
 
+PACKAGES = ("gguf", "accelerate")
+"""What transformers reads GGUF files with."""
 FORMAT = 1
 """Raised when this file comes to write other folders from the same GGUF."""
 
@@ -34,12 +36,13 @@ def folder(file: Path, dtype: str) -> Path:
 
     Making it takes some ten seconds for 135 million parameters, and memory for all of them. Its name holds the file's
     digest, and the versions of the libraries that dequantise. Raises ValueError, one line, for a file that is damaged
-    or of a kind that transformers does not know, and where the package `gguf` is missing.
+    or of a kind that transformers does not know, and where a package is missing.
     """
     place = _place(file, dtype)
     if not place.is_dir():
-        if importlib.util.find_spec("gguf") is None:
-            raise ValueError(f"{file.name} needs the package gguf on every node: pip install 'namm[gguf]'")
+        if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+            wanted = " and ".join(missing)
+            raise ValueError(f"{file.name} needs the package {wanted} on every node: pip install 'namm[gguf]'")
         node_cache.make_once(place, lambda part: _dequantise(file, dtype, part))
     return place
 
@@ -70,10 +73,14 @@ def _digest(name: str, size: int, changed: int) -> str:
 
 def _dequantise(file: Path, dtype: str, out: Path) -> None:
     logging.disable_progress_bar()
+    # From 5.24 on, transformers would leave weights packed where it finds a kernel for them.
+    whole = (
+        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    )
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=getattr(torch, dtype), local_files_only=True
+            file.parent, gguf_file=file.name, dtype=getattr(torch, dtype), local_files_only=True, **whole
         )
     except Exception as error:  # parsers of a damaged file raise whatever its bytes happen to lead them to
         raise ValueError(f"{file} is no GGUF model that can be read: {_reason(error)}") from None
@@ -88,8 +95,8 @@ def _plain(model: PreTrainedModel) -> None:
     """Takes off what says that the model came from a GGUF file; with it, transformers refuses to save the model."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
+    model.hf_quantizer = None  # type: ignore[assignment]  # torch takes any attribute of a module for a tensor
+    model.is_quantized = False  # type: ignore[assignment]
 
 
 def _reason(error: Exception) -> str:
