@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from orchestrator import spec
-from orchestrator.report import summary as report  # noqa: E402
+from orchestrator.report import summary, tables  # noqa: E402
 from orchestrator.spec import JobSpec  # noqa: E402
 from workers.config import EvaluatorConfig  # noqa: E402
 from workers.unit import PolicySpec, SampleRef, Unit  # noqa: E402
@@ -83,7 +83,7 @@ def pooled(runs: list[Path], extra: dict) -> dict:
         mean = {key: float(np.mean([r[key] for r in seeds])) for key in ("score", "logprob", "kept")}
         budget = None if seeds[0]["budget"] is None else float(np.mean([r["budget"] for r in seeds]))
         records.append({"policy": policy, "task": task, "sample": sample, "split": "heldout", "budget": budget, **mean})
-    return report.summarise(records, extra)
+    return summary.summarise(records, extra)
 
 
 def page(job: JobSpec, rows: list[dict], results: list[dict], whole: dict, seconds: float) -> str:
@@ -91,8 +91,9 @@ def page(job: JobSpec, rows: list[dict], results: list[dict], whole: dict, secon
     lines = [
         "# The headline, measured",
         "",
-        "`make headline` makes this page. Seeds share the held-out samples: in the pooled table a sample's scores are "
-        "averaged over seeds before the paired interval is taken.",
+        "This page is written by `make headline`. All seeds share the held-out samples: in the pooled table, a sample's"
+        " "
+        "scores are averaged over the seeds before the paired interval is computed.",
         "",
         "## The base at its best",
         "",
@@ -105,10 +106,10 @@ def page(job: JobSpec, rows: list[dict], results: list[dict], whole: dict, secon
         "",
         f"## All seeds pooled ({len(results)} seeds, {job.tasks['tokens']} tokens)",
         "",
-        report.markdown(whole),
+        tables.markdown(whole),
     ]
     for result in results:
-        lines += ["", f"## Seed {result['seed']}", "", report.markdown(result)]
+        lines += ["", f"## Seed {result['seed']}", "", tables.markdown(result)]
     lines += ["", f"Time: {seconds / 60:.0f} minutes on {os.cpu_count()} cores, all of it."]
     return "\n".join(lines) + "\n"
 

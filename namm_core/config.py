@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -65,8 +66,73 @@ class NammConfig:
         return self.age_dim + self.frequencies
 
 
+@dataclass(frozen=True)
+class Range:
+    """Which finite values a setting may have, said where it is declared: `Annotated[int, Range(least=1)]`."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    """Bound that is not allowed itself."""
+    below: float | None = None
+    """Bound that is not allowed itself."""
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.least is None or self.least <= value)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or self.above < value)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f"lie in {self.least} to {self.most}"
+        if self.above is not None and self.below is not None:
+            return f"lie between {self.above} and {self.below}"
+        bounds = {"at least": self.least, "at most": self.most, "above": self.above, "below": self.below}
+        return "be " + " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+
+
+class Ranged:
+    """A dataclass whose numbers must lie in the `Range`s that their annotations name; None is always allowed.
+
+    Raises ValueError, one line, from `__post_init__`, however the object is made; a dataclass with checks of its own
+    calls `super().__post_init__()`.
+    """
+
+    def __post_init__(self) -> None:
+        for name, allowed in _ranges(type(self)).items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ValueError(f"{name} must {allowed}, not {value}")
+
+
+def _ranges(cls: type) -> dict[str, Range]:
+    hints = typing.get_type_hints(cls, include_extras=True).items()
+    return {name: r for name, hint in hints for r in getattr(hint, "__metadata__", ()) if isinstance(r, Range)}
+
+
+class Readable:
+    """A setting that says itself how it is read: one whose type depends on what it holds, or that has a short form."""
+
+    @classmethod
+    def from_plain(cls, value: Any, where: str) -> Any:
+        """The setting, from plain data; `where`: its path, for the message. Raises ValueError, one line."""
+        return from_fields(cls, value, where)
+
+
 def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "config") -> Any:
     """Builds the dataclass `cls` from plain data (YAML, JSON), nested dataclasses, lists and choices included.
+
+    A `Readable` is read as it says itself, any other by its fields (`from_fields`, which says what is raised).
+    """
+    return cls.from_plain(mapping, where) if issubclass(cls, Readable) else from_fields(cls, mapping, where)
+
+
+def from_fields(cls: type, mapping: Mapping[str, Any], where: str = "config") -> Any:
+    """Builds the dataclass `cls` from plain data with a key for each of its fields that is given.
 
     Raises ValueError, one line, for an unknown key (names the nearest known one), a missing key or a value
     of another type; `where` is the path of `mapping` in the file, for the message.
@@ -121,7 +187,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f"{where}: expected a mapping, found {value!r}")
         return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, Readable)):
         return value if isinstance(value, hint) else from_mapping(hint, value, where)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

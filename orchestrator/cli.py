@@ -15,16 +15,16 @@ from rich.console import Console
 
 from orchestrator import spec
 from orchestrator.commands import evaluate as evaluate_command
+from orchestrator.commands import head as head_command
 from orchestrator.commands import inspect as inspect_command
+from orchestrator.commands import models as models_command
 from orchestrator.commands import transfer as transfer_command
 from orchestrator.dispatch.dispatcher import WorkFailed
 from orchestrator.evaluation import curve_tables
 from orchestrator.evolve_job import run
-from orchestrator.report import runs
-from orchestrator.report import summary as report
-from orchestrator.services import head
-from orchestrator.services import redis_server as services
+from orchestrator.report import runs, tables
 from orchestrator.session import RUNS
+from orchestrator.tracking import store
 from workers.masking import masked_url
 
 INTERRUPTED = 130
@@ -93,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     ui.set_defaults(command=_ui)
 
     inspect_command.add_command(commands)
-    head.add_command(commands)
+    models_command.add_command(commands)
+    head_command.add_command(commands)
     return parser
 
 
@@ -109,7 +110,7 @@ def _evolve(options: argparse.Namespace) -> int:
     job = _job(options)
     with shown(f"namm evolve --resume {job.name}") as display:
         result = run(job, options.resume, display)
-    display.console.print(report.table(result))
+    display.console.print(tables.table(result))
     folder = RUNS / job.name
     display.console.print(f"run folder: {folder}   pictures: {folder}/*.png   the memory: {folder}/namm")
     display.console.print("all generations: make ui (or namm ui), then http://127.0.0.1:5000")
@@ -155,9 +156,9 @@ def _report(options: argparse.Namespace) -> None:
     except OSError:
         raise ValueError(f"{folder} has no result yet; finish it: namm evolve --resume {folder.name}") from None
     if options.markdown:
-        print(report.markdown(result))
+        print(tables.markdown(result))
     else:
-        Console().print(report.table(result))
+        Console().print(tables.table(result))
 
 
 def _runs(options: argparse.Namespace) -> None:
@@ -169,15 +170,13 @@ def _runs(options: argparse.Namespace) -> None:
 
 
 def _ui(options: argparse.Namespace) -> None:
-    uri = (
-        options.uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(RUNS.parent)
-    )  # where jobs put it
-    file = services.sqlite_file(uri)
+    uri = store.store_of(options.uri, RUNS)
+    file = store.sqlite_file(uri)
     if file is not None and not file.exists():
         raise ValueError(f"{file} does not exist yet: run a job first (make evolve), or name a store with --uri")
-    command = services.ui_command(uri, options.port)
+    command = store.ui_command(uri, options.port)
     print(f"MLflow UI on http://127.0.0.1:{options.port} (some 20 s to start; Ctrl-C ends it)", flush=True)
-    os.execvpe(command[0], command, {**os.environ, **services.UI_ENVIRONMENT})
+    os.execvpe(command[0], command, {**os.environ, **store.UI_ENVIRONMENT})
 
 
 def _folder(name: str) -> Path:

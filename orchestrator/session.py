@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ from orchestrator.storage import files
 from orchestrator.storage import mirror as storage
 from orchestrator.storage.journal import FILE, Journal, Lock
 from orchestrator.storage.mirror import Mirror
+from orchestrator.storage.run_folder import RUNS
+from orchestrator.tracking.store import check_mlflow, store_of
 from workers.config import EvaluatorConfig
 from workers.masking import masked_url
 from workers.tasks.loading import load_tasks
@@ -37,8 +38,6 @@ if TYPE_CHECKING:  # both import what a refused job need not wait for
     from orchestrator.dispatch.dispatcher import Dispatcher
     from orchestrator.tracking.tracker import Tracker
 
-RUNS = Path(os.environ.get("NAMM_RUNS", "runs"))
-"""Where run folders are: NAMM_RUNS (on a cluster, where a job's own folder does not last), else `runs` here."""
 RESUME_PATIENCE = 60.0
 """Seconds that a job which goes on waits for its MLflow server."""
 
@@ -95,8 +94,8 @@ def opened(
     from workers import models
 
     folder = RUNS / job.name
-    store = job.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(RUNS.parent)
-    services.check_mlflow(store, RESUME_PATIENCE if resume else 5.0)
+    store = store_of(job.mlflow_uri, RUNS)
+    check_mlflow(store, RESUME_PATIENCE if resume else 5.0)
     if not resume and (folder / FILE).exists():
         raise ValueError(f"{folder} exists: continue it with --resume, or choose another name (name=...)")
     if not resume and job.storage and storage.exists(job.storage):
@@ -106,7 +105,7 @@ def opened(
         _prepare(folder)
         stack.enter_context(closing(Lock(folder)))
         mirror = stack.enter_context(Mirror(folder, job.storage)) if job.storage else None
-        weights = models.weights_digest(job.model.path, job.model.revision)
+        weights = models.weights_digest(job.model.path, job.model.revision, job.model.gguf)
         journal = stack.enter_context(closing(Journal(folder, purpose + _identity(job, weights))))
         spec.write(settings[1], folder / settings[0])
         from orchestrator.dispatch.dispatcher import Dispatcher

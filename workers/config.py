@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,13 +14,16 @@ class ModelConfig:
     """Which model answers, and how it is stretched."""
 
     path: str
-    """Folder, or repository on the Hub."""
+    """Folder, repository on the Hub, or the name of a model that `namm models fetch` brought."""
+    gguf: str | None = None
+    """Name of the GGUF file in that folder or repository which holds the model; None: it is in safetensors."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of weights and activations."""
     ntk_alpha: float = 1.0
     """NTK scaling of the rotary embedding: base' = base * alpha^(d/(d-2)), d the head size; 1 is none."""
     sha256: str | None = None
-    """Digest of a folder's weights (`models.weights_digest`) that the job was written for; others are refused."""
+    """Digest of a folder's weights (`models.weights_digest`; of a GGUF file, its SHA-256) that the job was written for;
+    others are refused."""
     revision: str | None = None
     """Branch, tag or commit of a Hub repository; None is its default branch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -30,6 +34,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.ntk_alpha <= 0:
             raise ValueError(f"ntk_alpha must be positive, not {self.ntk_alpha}")
+        if self.gguf is not None and not re.fullmatch(r"[^/\\]+\.gguf", self.gguf):
+            raise ValueError(f"gguf must be the name of a .gguf file in the folder or repository, not {self.gguf!r}")
         if self.sha256 is not None and self.revision is not None:
             raise ValueError("sha256 is for the weights of a folder, revision for those of a Hub repository: give one")
         if self.device_map is not None and self.device != "auto":

@@ -89,12 +89,13 @@ def asked_for(options: argparse.Namespace) -> dict[str, EvaluateSpec]:
 
 def _command(options: argparse.Namespace) -> int:
     from orchestrator.evaluation import transfer_job as transfer
+    from orchestrator.evaluation import transfer_tables
     from orchestrator.report.progress import shown
 
     aims = asked_for(options)
     with shown("the same command with --resume") as display:
         found = transfer.run(aims, options.name, options.resume, display)
-    display.console.print(transfer.table(found))
+    display.console.print(transfer_tables.table(found))
     folder = RUNS / options.name
     display.console.print(f"run folder: {folder}   picture: transfer.png   all sizes: transfer.md, transfer.json")
     return 0

@@ -178,14 +178,11 @@ class Dispatcher:
         return shards
 
     def _batches(self, policies: list[PolicySpec]) -> Iterator[slice]:
-        """Policies that share a unit: neighbours that are NAMMs, as many as the job says; all others alone."""
+        """Policies that share a unit: neighbours that differ in theta alone, as many as the job says."""
         start = 0
         while start < len(policies):
-            stop = start + 1
-            while (
-                stop < min(len(policies), start + self.spec.candidates_per_call)
-                and policies[start].name == policies[stop].name == "namm"
-            ):
+            stop, end = start + 1, min(len(policies), start + self.spec.candidates_per_call)
+            while stop < end and policies[start].shares_batch(policies[stop]):
                 stop += 1
             yield slice(start, stop)
             start = stop

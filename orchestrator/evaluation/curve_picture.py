@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from orchestrator.evaluation.points import UNBUDGETED
 from orchestrator.report.pictures import BLUE, DPI, GREEN, GREY, INK, ORANGE, VERMILION
 
 SKY, PURPLE, OCHRE = "#56B4E9", "#CC79A7", "#9a8700"
@@ -78,7 +77,7 @@ def _panel(axes: Axes, points: Sequence[Mapping], styles: Mapping[str, dict], ti
         curve = sorted((p for p in points if p["policy"] == name), key=lambda p: p["kept"])
         # Bars of one size stand side by side, or they would hide each other.
         _curve(axes, curve, style, aside=(number - (len(styles) - 1) / 2) * BARS_APART)
-    widest = max((p["kept"] for p in points if p["policy"] not in UNBUDGETED), default=1.0)
+    widest = max((p["kept"] for p in points if p["level"] is not None), default=1.0)
     axes.set_xlim(0.0, min(widest + 0.03, 1.015))
     scores = [point["score"] for point in points]
     room = max(0.07 * (max(scores) - min(scores)), 0.02)

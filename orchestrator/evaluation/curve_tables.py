@@ -2,85 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.evaluation.points import UNBUDGETED
-from orchestrator.report.summary import plus_minus
+from orchestrator.report.cells import (
+    DIFFERENCES,
+    add_columns,
+    brackets,
+    emphasis,
+    empty,
+    markdown_rows,
+    ordered,
+    plus_minus,
+    stacked,
+)
 
-Points = Sequence[Mapping]
+Result = Mapping[str, Any]
+"""What an evaluation's `result.json` holds."""
+Point = Mapping[str, Any]
+"""One entry of `curve.json` (`orchestrator.evaluation.points`)."""
+
+RATES = ("prefill", "decode")
+"""What was timed, in tokens a second."""
 
 
-def table(result: Mapping, points: Points) -> Table:
+def table(result: Result, points: Sequence[Point]) -> Table:
     """Scores by policy and size; differences, then speed and memory, at the NAMM's own size."""
-    whole = Table.grid()
-    for part in (_scores(result, points), _caption(result, points), _differences(result), _costs(result, points)):
-        if part is not None:
-            whole.add_row(part)
-            whole.add_row("")
-    return whole
+    parts = (_scores(result, points), _caption(result, points), _differences(result), _costs(result, points))
+    return stacked(part for part in parts if part is not None)
 
 
-def markdown(result: Mapping, points: Points) -> str:
-    """The same with every point's interval, speed and size."""
+def markdown(result: Result, points: Sequence[Point]) -> str:
+    """The same as Markdown, with every point's interval, speed and size."""
     levels = _levels(points)
-    table_rows = [["policy", *(_head(level, result) for level in levels)]]
+    rows = [["policy", *(_head(level, result) for level in levels)]]
     for name in _by_score(points):
         cells = [_at(points, name, level) for level in levels]
-        table_rows.append([f"`{name}`", *("" if p is None else f"{p['score']:.3f}" for p in cells)])
-    text = [
-        "## Score by kept fraction of the cache",
-        "",
-        *rows(table_rows),
-        "",
-        *str(_caption(result, points)).splitlines(),
-        "",
-    ]
-    table_rows = [["policy", "budget", "kept", "score", "minus full (95 %)", "namm minus it (95 %)"]]
-    heads = {
-        "prefill_tokens_per_second": "prefill tokens/s (x full)",
-        "decode_tokens_per_second": "decode tokens/s (x full)",
-        "peak_cache_bytes": "peak cache MB (x full)",
-    }
+        rows.append([f"`{name}`", *("" if p is None else f"{p['score']:.3f}" for p in cells)])
+    text = ["## Score by kept fraction of the cache", "", *markdown_rows(rows)]
+    text += ["", *str(_caption(result, points)).splitlines(), ""]
+    return "\n".join([*text, "## All points", "", *markdown_rows([*_all_points(points)]), ""])
+
+
+def own_size(policy: str, entry: Mapping[str, Any]) -> list[str | Text]:
+    """Kept fraction, score, and both differences of a policy in `result.json`."""
+    return [f"{entry['kept']:.2f}", f"{entry['mean']:.3f}", *(plus_minus(policy, entry, f) for f in DIFFERENCES)]
+
+
+def _all_points(points: Sequence[Point]) -> Iterator[list[str]]:
+    """Rows of a Markdown table, its head first."""
     timed = any("peak_cache_bytes" in point for point in points)
-    table_rows[0] += heads.values() if timed else []
+    heads = [*(f"{what} tokens/s (x full)" for what in RATES), "peak cache MB (x full)"] if timed else []
+    yield ["policy", "budget", "kept", "score", "minus full (95 %)", "namm minus it (95 %)", *heads]
     for point in points:
         budget = "" if point["budget"] is None else f"{point['budget']:g}"
         row = [f"`{point['policy']}`", budget, f"{point['kept']:.3f}", f"{point['score']:.3f}"]
-        row += [interval(point, field) for field in ("difference", "namm_difference")]
+        row += [brackets(point["policy"], point, field) for field in DIFFERENCES]
         if timed:
-            for what in ("prefill", "decode"):
-                row.append(f"{point[f'{what}_tokens_per_second']:,.0f} ({point[f'{what}_ratio']:.2f})")
+            row += [f"{point[f'{what}_tokens_per_second']:,.0f} ({point[f'{what}_ratio']:.2f})" for what in RATES]
             row.append(f"{point['peak_cache_bytes'] / 1e6:.2f} ({point['peak_cache_ratio']:.2f})")
-        table_rows.append(row)
-    return "\n".join([*text, "## All points", "", *rows(table_rows), ""])
+        yield row
 
 
-def _scores(result: Mapping, points: Points) -> Table:
+def _scores(result: Result, points: Sequence[Point]) -> Table:
     levels = _levels(points)
     out = empty()
     out.add_column("score at kept\nfraction of", no_wrap=True)
-    for level in levels:
-        out.add_column(_head(level, result), justify="right", no_wrap=True)
-    best = {
-        level: max(p["score"] for p in points if p["level"] == level and p["policy"] not in UNBUDGETED)
-        for level in levels
-    }
+    add_columns(out, *(_head(level, result) for level in levels))
+    best = {level: max(point["score"] for point in points if point["level"] == level) for level in levels}
     for name in _by_score(points):
         cells = []
         for level in levels:
             point = _at(points, name, level)
             text = "" if point is None else f"{point['score']:.3f}"
             cells.append(Text(text, "underline" if point is not None and point["score"] == best[level] else ""))
-        out.add_row(name, *cells, style="bold" if name == "namm" else "")
+        out.add_row(name, *cells, style=emphasis(name))
     return out
 
 
-def _caption(result: Mapping, points: Points) -> Text:
-    single = [p for p in points if p["policy"] in UNBUDGETED]
+def _caption(result: Result, points: Sequence[Point]) -> Text:
+    single = [p for p in points if p["level"] is None]
     text = "   ".join(f"{p['policy']} {p['score']:.3f} (kept {p['kept']:.2f})" for p in single)
     off = max((abs(p["kept"] - p["level"]) for p in points if p["level"] is not None), default=0.0)
     text += f"\n* the NAMM as it is. {single[0]['samples']} held-out samples, the same ones everywhere; "
@@ -93,82 +97,48 @@ def _caption(result: Mapping, points: Points) -> Text:
     return Text(text, "dim")
 
 
-def _differences(result: Mapping) -> Table:
+def _differences(result: Result) -> Table:
     out = empty()
     out.add_column("at the NAMM's own size", no_wrap=True)
-    for head in ("kept", "score", "minus full\n(95 %)", "namm minus it\n(95 %)"):
-        out.add_column(head, justify="right", no_wrap=True)
+    add_columns(out, "kept", "score", "minus full\n(95 %)", "namm minus it\n(95 %)")
     for name in ordered(result["policies"]):
-        out.add_row(name, *own_size(name, result["policies"][name]), style="bold" if name == "namm" else "")
+        out.add_row(name, *own_size(name, result["policies"][name]), style=emphasis(name))
     return out
 
 
-def own_size(name: str, entry: Mapping) -> list[str | Text]:
-    """Kept fraction, score, and both differences of a policy in `result.json`."""
-    both = [plus_minus(name, entry, field) for field in ("difference", "namm_difference")]
-    return [f"{entry['kept']:.2f}", f"{entry['mean']:.3f}", *both]
-
-
-def _costs(result: Mapping, points: Points) -> Table | None:
+def _costs(result: Result, points: Sequence[Point]) -> Table | None:
     """Speed and memory; None where they were not measured."""
     at_own = [p for p in points if p["level"] in (None, result["own_kept"]) and "peak_cache_bytes" in p]
     if not at_own:
         return None
     out = empty()
     out.add_column("at the NAMM's own size", no_wrap=True)
-    for head in ("prefill\ntok/s", "x full", "decode\ntok/s", "x full", "peak cache\nMB", "x full"):
-        out.add_column(head, justify="right", no_wrap=True)
+    add_columns(out, "prefill\ntok/s", "x full", "decode\ntok/s", "x full", "peak cache\nMB", "x full")
     for point in at_own:
         cells = []
-        for what in ("prefill", "decode"):
+        for what in RATES:
             cells += [f"{point[f'{what}_tokens_per_second']:,.0f}", f"{point[f'{what}_ratio']:.2f}"]
         cells += [f"{point['peak_cache_bytes'] / 1e6:.2f}", f"{point['peak_cache_ratio']:.2f}"]
-        out.add_row(point["policy"], *cells, style="bold" if point["policy"] == "namm" else "")
+        out.add_row(point["policy"], *cells, style=emphasis(point["policy"]))
     return out
 
 
-def empty() -> Table:
-    """A table without rows or columns."""
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-
-
-def _levels(points: Points) -> list[float]:
+def _levels(points: Sequence[Point]) -> list[float]:
     return sorted({point["level"] for point in points if point["level"] is not None})
 
 
-def _head(level: float, result: Mapping) -> str:
+def _head(level: float, result: Result) -> str:
     return f"{level:.3f}*" if level == result["own_kept"] else f"{level:g}"
 
 
-def _at(points: Points, name: str, level: float) -> Mapping | None:
+def _at(points: Sequence[Point], name: str, level: float) -> Point | None:
     return next((p for p in points if p["policy"] == name and p["level"] == level), None)
 
 
-def _by_score(points: Points) -> list[str]:
+def _by_score(points: Sequence[Point]) -> list[str]:
     """Policies that have a curve: the NAMM, then the others by falling mean score over all levels."""
     scores: dict[str, list[float]] = {}
     for point in points:
-        if point["policy"] not in UNBUDGETED:
+        if point["level"] is not None:
             scores.setdefault(point["policy"], []).append(point["score"])
     return sorted(scores, key=lambda name: (name != "namm", -sum(scores[name]) / len(scores[name]), name))
-
-
-def ordered(policies: Mapping) -> list[str]:
-    """Names of `result.json`'s policies: full cache, NAMM, oracle, then the others by falling score."""
-    first = [name for name in ("full", "namm", "oracle") if name in policies]
-    others = [name for name in policies if name not in first]
-    return [*first, *sorted(others, key=lambda name: (-policies[name]["mean"], name))]
-
-
-def interval(point: Mapping, field: str) -> str:
-    """A point's difference with its interval, as text; empty for the policy that it is a difference to."""
-    if field not in point or point["policy"] == {"difference": "full", "namm_difference": "namm"}[field]:
-        return ""
-    low, high = point[f"{field}_interval"]
-    return f"{point[field]:+.3f}" + ("" if low is None else f" [{low:+.3f}, {high:+.3f}]")
-
-
-def rows(cells: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table; the first row is its head."""
-    lines = [cells[0], ["---", *["---:"] * (len(cells[0]) - 1)], *cells[1:]]
-    return ["| " + " | ".join(line) + " |" for line in lines]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.evolution.loop import Evaluate
+from orchestrator.protocols import Evaluate
 from workers.unit import PolicySpec, SampleRef, SampleResult
 
 UNBUDGETED = ("full", "namm", "oracle")

@@ -6,24 +6,18 @@ Knows the order of things alone: what happens on a target is `evaluate`'s affair
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
 
 from orchestrator.evaluation import curve_job as evaluate
 from orchestrator.evaluation import curve_picture as curve
-from orchestrator.evaluation import curve_tables
+from orchestrator.evaluation import transfer_tables
 from orchestrator.evaluation.curve_job import EvaluateSpec
+from orchestrator.evaluation.transfer_tables import Evaluated
 from orchestrator.report.progress import Display
-from orchestrator.services import redis_server as services
 from orchestrator.session import RUNS
 from orchestrator.storage import files
-
-Evaluated = tuple[dict[str, Any], list[dict[str, Any]]]
-"""What `result.json` and `curve.json` of a target hold."""
+from orchestrator.tracking.store import store_of
 
 
 def run(aims: Mapping[str, EvaluateSpec], name: str, resume: bool, display: Display) -> dict[str, Evaluated]:
@@ -51,9 +45,9 @@ def run(aims: Mapping[str, EvaluateSpec], name: str, resume: bool, display: Disp
     folder.mkdir(parents=True, exist_ok=True)
     (first, *_) = named.values()
     files.write_json(folder / "transfer.json", {of: {"result": r, "points": p} for of, (r, p) in found.items()})
-    files.write(folder / "transfer.md", markdown(found))
+    files.write(folder / "transfer.md", transfer_tables.markdown(found))
     curve.draw_panels({f"{of}: {Path(r['model']).name}": p for of, (r, p) in found.items()}, folder / "transfer.png")
-    store = first.job.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or services.default_store(RUNS.parent)
+    store = store_of(first.job.mlflow_uri, RUNS)
     note = f"The NAMM {first.namm}, unchanged, on {', '.join(found)}."
     tracker = Tracker(
         store, "namm", name, {"namm": first.namm, "targets": ", ".join(found)}, {"mlflow.note.content": note}
@@ -65,40 +59,7 @@ def run(aims: Mapping[str, EvaluateSpec], name: str, resume: bool, display: Disp
     return found
 
 
-def table(found: Mapping[str, Evaluated]) -> Table:
-    """Every policy on every target, at the size that the NAMM chose there."""
-    out = curve_tables.empty()
-    for head in ("target", "policy"):
-        out.add_column(head, no_wrap=True)
-    for head in ("kept", "score", "minus full\n(95 %)", "namm minus it\n(95 %)"):
-        out.add_column(head, justify="right", no_wrap=True)
-    for of, (result, _) in found.items():
-        rows = result["policies"]
-        for policy in curve_tables.ordered(rows):
-            cells = curve_tables.own_size(policy, rows[policy])
-            out.add_row(of, policy, *cells, style="bold" if policy == "namm" else "")
-            of = ""
-        out.add_section()
-    return out
-
-
-def markdown(found: Mapping[str, Evaluated]) -> str:
-    """The same, with every other size."""
-    rows: list[Sequence[str]] = [["target", "policy", "kept", "score", "minus full (95 %)", "namm minus it (95 %)"]]
-    for of, (result, points) in found.items():
-        at_own = {p["policy"]: p for p in points if p["level"] in (None, result["own_kept"])}
-        for policy in curve_tables.ordered(result["policies"]):
-            point = at_own[policy]
-            both = [curve_tables.interval(point, field) for field in ("difference", "namm_difference")]
-            rows.append([of, f"`{policy}`", f"{point['kept']:.3f}", f"{point['score']:.3f}", *both])
-    text = ["## At the size that the NAMM chooses", "", *curve_tables.rows(rows), ""]
-    for of, (result, points) in found.items():
-        if any(point["level"] not in (None, result["own_kept"]) for point in points):
-            text += [f"# {of}: {Path(result['model']).name}", "", curve_tables.markdown(result, points)]
-    return "\n".join(text)
-
-
-def _metrics(found: Mapping[str, Evaluated]):
+def _metrics(found: Mapping[str, Evaluated]) -> Iterator[tuple[str, float]]:
     for of, (result, _) in found.items():
         for policy, entry in result["policies"].items():
             yield f"{of}/{policy}/score", entry["mean"]

@@ -9,31 +9,22 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from orchestrator.evolution.fitness import contributions, finite, fitness_of, mean_of, task_scores
-from orchestrator.report.summary import paired_interval
+from orchestrator.paired import paired_interval, plain
+from orchestrator.protocols import Evaluate, Results
 from orchestrator.search import racing
 from orchestrator.search.cma_es import elite_of
 from orchestrator.search.stage_rules import StageSpec
 from orchestrator.spec import JobSpec
-from workers.unit import PolicySpec, SampleRef, SampleResult
-
-Results = list[list[SampleResult | None]]
+from workers.unit import PolicySpec, SampleRef
 
 FULL = PolicySpec("full")
 LOOKED_AT = 3
 """Policies of a look at validation samples, the full cache among them."""
-
-
-class Evaluate(Protocol):
-    """Results[policy][sample]; None where a sample could not be evaluated."""
-
-    def __call__(
-        self, policies: list[PolicySpec], samples: list[SampleRef], progress: Callable[[int], None] = ...
-    ) -> Results: ...
 
 
 @dataclass(frozen=True)
@@ -117,12 +108,12 @@ def looked_at(
     for name, row, value in zip(policies, seen, values, strict=True):
         difference, *interval = paired_interval(np.array([r.score - b.score for r, b in zip(row, base, strict=True)]))
         looks[name] = {
-            "fitness": _plain(value),
-            "score": _plain(mean_of(row, "score")),
+            "fitness": plain(value),
+            "score": plain(mean_of(row, "score")),
             "kept": mean_of(row, "kept"),
-            "difference": _plain(difference),
-            "interval": list(map(_plain, interval)),
-            "tasks": {task: _plain(score) for task, score in task_scores(row, stage.train).items()},
+            "difference": plain(difference),
+            "interval": list(map(plain, interval)),
+            "tasks": {task: plain(score) for task, score in task_scores(row, stage.train).items()},
         }
     first = int(np.nanargmax(values))
     chosen = list(policies)[first]
@@ -196,7 +187,3 @@ def _rounds(spec: JobSpec, stage: StageSpec, samples: list[SampleRef]) -> list[l
     by_task = [[i for i, ref in enumerate(samples) if ref.task == task] for task in stage.train]
     parts = [[[mine[j] for j in part] for part in racing.parts(spec.racing, len(mine))] for mine in by_task if mine]
     return [[i for part in together for i in part] for together in zip_longest(*parts, fillvalue=())]
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

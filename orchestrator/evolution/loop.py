@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 
 from orchestrator.evolution.fitness import fitness_of
-from orchestrator.evolution.generation import LOOKED_AT, Evaluate, Results, compared, looked_at
+from orchestrator.evolution.generation import LOOKED_AT, compared, looked_at
 from orchestrator.evolution.samples import STATISTICS_SAMPLES, Size, endless, training_samples, validation_samples
 from orchestrator.evolution.stage import Budget, Stage, theta_digest
+from orchestrator.protocols import Evaluate
 from orchestrator.spec import JobSpec
 from workers.unit import PolicySpec, SampleRef
 
 __all__ = [
     "STATISTICS_SAMPLES",
-    "Evaluate",
     "Outcome",
-    "Results",
     "evolve",
     "fitness_of",
     "training_samples",

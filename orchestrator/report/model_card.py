@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report import summary as report
+from orchestrator.report import tables
 from orchestrator.spec import JobSpec
 
 TAGS = ["namm", "kv-cache", "long-context", "evolution", "custom_generate"]
@@ -70,7 +70,7 @@ def body(job: JobSpec, result: Mapping[str, Any]) -> str:
     sections = {
         f"# {_title(job)}": _about(job) + "\n\n" + verdict,
         "## Use it": _usage(job),
-        "## Measured": report.markdown(result),
+        "## Measured": tables.markdown(result),
         "## How it came about": _origin(job, result),
         "## Limits": LIMITS,
         "## Licence": f"`{job.share.license}`. The code in `custom_generate` is Apache-2.0.",

@@ -1,4 +1,4 @@
-"""What a job's held-out samples say: `result.json`'s mapping and its table. Knows no files, search or model.
+"""What a job's held-out samples say: the mapping of `result.json`. Knows no tables, files, search or model.
 
 All differences are paired: two policies are compared sample by sample, on the same samples.
 """
@@ -9,33 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from rich import box
-from rich.table import Table
-from rich.text import Text
-from scipy.special import stdtrit
 
-LEADING = ("full", "namm", "oracle")
-HELDOUT_MARK = "†"
+from orchestrator.paired import paired_interval, plain
+from orchestrator.report.cells import LEADING
 
 Key = tuple[str, int]
-
-
-def paired_interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of paired differences (samples,) and the bounds of Student's t interval: (mean, low, high).
-
-    Bounds are NaN for fewer than 2 differences, and so is the mean of none. The quantile is
-    `scipy.special.stdtrit`'s, with samples - 1 degrees of freedom.
-    """
-    differences = np.asarray(differences, dtype=np.float64)
-    count = differences.size
-    if count == 0:
-        return math.nan, math.nan, math.nan
-    mean = float(differences.mean())
-    if count < 2:
-        return mean, math.nan, math.nan
-    quantile = float(stdtrit(count - 1, 0.5 + level / 2))
-    half = quantile * float(differences.std(ddof=1)) / math.sqrt(count)
-    return mean, mean - half, mean + half
 
 
 def summarise(records: Sequence[Mapping], extra: Mapping | None = None) -> dict:
@@ -72,12 +50,12 @@ def summarise(records: Sequence[Mapping], extra: Mapping | None = None) -> dict:
             "kept": _mean(float(policies[name][key]["kept"]) for key in keys),
             "budget": budgets[name],
             "difference": difference,
-            "difference_interval": _bounds(low, high),
+            "difference_interval": [plain(low), plain(high)],
             "samples": len(keys),
         }
         if "namm" in scores and name != "namm":
             difference, low, high = paired_interval(scores["namm"] - scores[name])
-            entry |= {"namm_difference": difference, "namm_difference_interval": _bounds(low, high)}
+            entry |= {"namm_difference": difference, "namm_difference_interval": [plain(low), plain(high)]}
         for field, group in {"mean_trained": "trained_tasks", "mean_heldout_kinds": "heldout_tasks"}.items():
             if group in extra:
                 entry[field] = _mean(score[task] for task in extra[group] if task in score)
@@ -85,53 +63,6 @@ def summarise(records: Sequence[Mapping], extra: Mapping | None = None) -> dict:
     if taken := {"base", "policies"} & set(extra):
         raise ValueError(f"extra holds {sorted(taken)}, which the samples settle: leave it out")
     return {"base": base, "policies": summary, **extra}
-
-
-def table(result: Mapping) -> Table:
-    """The result for a terminal of 80 columns or more: a table of the policies above one of scores by task.
-
-    An interval is written as mean ± half its width. Held-out kinds are marked, the NAMM is bold.
-    """
-    names = _by_score(result["policies"])
-    parts = [_policies_table(result, names), _tasks_table(result, names), Text(_caption(result), "dim")]
-    both = Table.grid()
-    for part in parts:
-        both.add_row(part)
-        both.add_row("")
-    return both
-
-
-def markdown(result: Mapping) -> str:
-    """The result as a Markdown table with all columns, intervals written as [low, high]."""
-    tasks = tuple(result["base"])
-    head = ["policy", "kept", "mean score", "minus full (95 %)", "namm minus it (95 %)"]
-    lines = [
-        head + [_task_name(result, task) for task in tasks],
-        ["---"] + ["---:"] * (len(head) + len(tasks) - 1),
-    ]
-    for name in _by_score(result["policies"]):
-        entry = result["policies"][name]
-        cells = [name, f"{entry['kept']:.3f}", f"{entry['mean']:.3f}"]
-        for field in ("difference", "namm_difference"):
-            cells.append("" if _is_self(name, field) else _brackets(entry, field))
-        cells += [f"{entry['score'][task]:.3f}" for task in tasks]
-        lines.append([f"**{cell}**" if name == "namm" and cell else cell for cell in cells])
-    rows = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return "\n".join([*rows, "", _caption(result).replace("\n", " "), "", *_by_task(result)])
-
-
-def _by_task(result: Mapping) -> list[str]:
-    """The NAMM by task, trained and held-out ones apart: raw score, the full cache's, their ratio, kept fraction."""
-    entry = result["policies"].get("namm")
-    if entry is None or "kept_tasks" not in entry:
-        return []
-    lines = ["| task | | score | full cache | normalised | kept |", "| --- | --- | ---: | ---: | ---: | ---: |"]
-    held_out = result.get("heldout_tasks", ())
-    for task in sorted(result["base"], key=lambda task: task in held_out):
-        kind = "held out" if task in held_out else "trained"
-        numbers = entry["score"][task], result["base"][task], entry["normalised_tasks"][task], entry["kept_tasks"][task]
-        lines.append(f"| {task} | {kind} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |")
-    return [*lines, ""]
 
 
 def _by_policy(records: Sequence[Mapping]) -> tuple[dict[str, dict[Key, Mapping]], dict[str, float | None]]:
@@ -173,86 +104,6 @@ def _ordered_policies(policies: Mapping) -> list[str]:
     return [name for name in LEADING if name in policies] + sorted(set(policies) - set(LEADING))
 
 
-def _by_score(policies: Mapping) -> list[str]:
-    """Full, namm, oracle, then the others by falling mean score."""
-    others = [name for name in policies if name not in LEADING]
-    leading = [name for name in LEADING if name in policies]
-    return leading + sorted(others, key=lambda name: (-policies[name]["mean"], name))
-
-
 def _mean(values) -> float | None:
     values = list(values)
     return math.fsum(values) / len(values) if values else None
-
-
-def _bounds(low: float, high: float) -> list[float | None]:
-    return [None if math.isnan(bound) else bound for bound in (low, high)]
-
-
-def _is_self(name: str, field: str) -> bool:
-    return name == {"difference": "full", "namm_difference": "namm"}[field]
-
-
-def _brackets(entry: Mapping, field: str) -> str:
-    if field not in entry:
-        return ""
-    low, high = entry[f"{field}_interval"]
-    return f"{entry[field]:+.3f}" + ("" if low is None else f" [{low:+.3f}, {high:+.3f}]")
-
-
-def plus_minus(name: str, entry: Mapping, field: str) -> Text:
-    """Mean ± half width; green where the interval lies above 0, red where below."""
-    if _is_self(name, field) or field not in entry:
-        return Text("")
-    low, high = entry[f"{field}_interval"]
-    if low is None:
-        return Text(f"{entry[field]:+.3f}")
-    style = "green" if low > 0 else "red" if high < 0 else ""
-    return Text(f"{entry[field]:+.3f} ±{(high - low) / 2:.3f}", style=style)
-
-
-def _task_name(result: Mapping, task: str) -> str:
-    return task + HELDOUT_MARK if task in result.get("heldout_tasks", ()) else task
-
-
-def _policies_table(result: Mapping, names: list[str]) -> Table:
-    groups = {"mean_trained": "trained\nkinds", "mean_heldout_kinds": f"held-out\nkinds{HELDOUT_MARK}"}
-    groups = {field: head for field, head in groups.items() if field in result["policies"]["full"]}
-    out = _empty_table()
-    out.add_column("policy", no_wrap=True)
-    for head in ("kept", "mean\nscore", "minus full\n(95 %)", "namm minus it\n(95 %)", *groups.values()):
-        out.add_column(head, justify="right", no_wrap=True)
-    for name in names:
-        entry = result["policies"][name]
-        differences = [plus_minus(name, entry, field) for field in ("difference", "namm_difference")]
-        means = [_number(entry[field]) for field in groups]
-        cells = [f"{entry['kept']:.2f}", _number(entry["mean"]), *differences, *means]
-        out.add_row(name, *cells, style="bold" if name == "namm" else "")
-    return out
-
-
-def _empty_table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-
-
-def _tasks_table(result: Mapping, names: list[str]) -> Table:
-    out = _empty_table()
-    out.add_column("score by task", overflow="fold")
-    for name in names:
-        out.add_column(name, justify="right", style="bold" if name == "namm" else "")
-    for task in result["base"]:
-        scores = [_number(result["policies"][name]["score"][task]) for name in names]
-        out.add_row(_task_name(result, task), *scores)
-    return out
-
-
-def _caption(result: Mapping) -> str:
-    samples = result["policies"]["full"]["samples"]
-    text = f"{samples} held-out samples, differences paired; kept: share of the KV cache held after the prompt."
-    if set(result.get("heldout_tasks", ())) & set(result["base"]):
-        text += f"\n{HELDOUT_MARK} a kind of task that evolution never saw."
-    return text
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

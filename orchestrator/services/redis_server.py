@@ -1,7 +1,7 @@
-"""Finds or starts what a run leans on: a Redis server for prompts, an MLflow store and its UI.
+"""Finds or starts the Redis server that a run keeps its prompts in.
 
-Addresses that a person gave are checked and refused with one line; what nobody gave is started privately and
-dies with the run. Knows nothing of what is kept in Redis or told to MLflow.
+An address that a person gave is checked, and refused in one line; where nobody gave one, a private server is started
+that dies with the run. Knows nothing of what is kept there.
 """
 
 import importlib.util
@@ -17,14 +17,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import redis
-import requests
 
+from orchestrator.messages import first_line
 from workers.masking import masked_url
 
 logger = logging.getLogger(__name__)
-
-UI_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-"""What the process that runs `ui_command` should have set: no telemetry, no job runner beside the UI."""
 
 # Run by a bare interpreter. On Linux it asks the kernel for a signal at its owner's death and becomes the
 # server; elsewhere it stays beside the server and ends it when the pipe from the owner closes.
@@ -182,7 +179,7 @@ def check_redis(url: str, patience: float = 3.0) -> None:
             return
         except (redis.AuthenticationError, redis.ResponseError) as error:
             raise ValueError(
-                f"Redis at {masked_url(url)} refuses this run ({_first_line(error)}): "
+                f"Redis at {masked_url(url)} refuses this run ({first_line(error)}): "
                 "correct the password in the address"
             ) from None
         except (redis.RedisError, OSError) as error:
@@ -190,115 +187,7 @@ def check_redis(url: str, patience: float = 3.0) -> None:
             if waited + 0.2 >= patience:
                 raise ValueError(
                     f"Redis at {masked_url(url)} did not answer within {waited:.1f} s "
-                    f"({_first_line(error)}): start it, correct the address, "
+                    f"({first_line(error)}): start it, correct the address, "
                     "or give none (unset REDIS_URL) for a private server"
                 ) from None
         time.sleep(0.2)
-
-
-def default_store(folder: str | Path) -> str:
-    """MLflow uri of the sqlite store `mlflow.db` in `folder`."""
-    return f"sqlite:///{Path(folder).resolve() / 'mlflow.db'}"
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """Database file of an sqlite uri as an absolute path; None for other uris."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(uri[len("sqlite:///") :].partition("?")[0]).absolute()
-
-
-def check_mlflow(uri: str, patience: float = 5.0) -> None:
-    """Returns if an MLflow store can be had at `uri`: http(s)://, sqlite:/// or another database's.
-
-    A server must answer within `patience` seconds; a sqlite file must be one, in a folder that can be written
-    to or made. Writes nothing. Databases other than sqlite are only checked when they are opened.
-
-    Raises:
-        ValueError: one line with the address (credentials masked) and what to do.
-    """
-    scheme = uri.partition(":")[0]
-    if scheme in ("http", "https"):
-        _check_server(uri, patience)
-    elif scheme == "sqlite":
-        _check_sqlite(uri)
-    elif scheme.partition("+")[0] not in ("postgresql", "mysql", "mssql", "databricks"):
-        raise ValueError(
-            f"MLflow address {masked_url(uri)!r} is of no known kind: give http://HOST:PORT or sqlite:///PATH/mlflow.db"
-        )
-
-
-def _check_server(uri: str, patience: float) -> None:
-    start = time.monotonic()
-    while True:
-        left = max(0.2, start + patience - time.monotonic())
-        try:
-            with requests.get(f"{uri.rstrip('/')}/health", timeout=left, stream=True) as answer:
-                if answer.status_code < 500:
-                    return
-                reason = f"status {answer.status_code}"
-        except requests.exceptions.SSLError:
-            return  # it answers; whether its certificate is good is for MLflow's own settings to judge
-        except requests.exceptions.InvalidURL as error:
-            raise ValueError(
-                f"MLflow address {masked_url(uri)!r} cannot be read ({_first_line(error)}): give http://HOST:PORT"
-            ) from None
-        except requests.exceptions.RequestException as error:
-            reason = root_cause(error)
-        waited = time.monotonic() - start
-        if waited + 0.3 >= patience:
-            raise ValueError(
-                f"MLflow at {masked_url(uri)} did not answer within {waited:.1f} s ({reason}): "
-                "start the server, correct the address, or give none to write to a local file"
-            )
-        time.sleep(0.3)
-
-
-def _check_sqlite(uri: str) -> None:
-    file = sqlite_file(uri)
-    if file is None or file.name in ("", ":memory:"):
-        raise ValueError(f"MLflow address {uri!r} names no file: give sqlite:///PATH/mlflow.db")
-    if file.is_dir():
-        raise ValueError(f"MLflow store {file} is a folder: give the path of a file in it")
-    folder = file.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-        if file.exists():
-            with file.open("r+b") as stream:
-                if stream.read(16) not in (b"", b"SQLite format 3\0"):
-                    raise ValueError(f"MLflow store {file} is not an sqlite database: move it away or name another")
-    except OSError as error:
-        raise ValueError(f"MLflow store {file} cannot be written ({error.strerror}): choose another folder") from None
-
-
-def ui_command(uri: str, port: int = 5000) -> list[str]:
-    """Command line that serves the MLflow UI of the store at `uri` on 127.0.0.1:`port`, until stopped.
-
-    Run it with UI_ENVIRONMENT added to the environment.
-
-    Raises:
-        ValueError: the store is a tracking server, which has its own UI.
-    """
-    if uri.startswith(("http://", "https://")):
-        raise ValueError(f"the runs are at {masked_url(uri)}: open that address in a browser")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    if (file := sqlite_file(uri)) is not None:
-        command += ["--artifacts-destination", str(file.parent / "mlartifacts")]
-    return command + ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-
-
-def _first_line(error: Exception) -> str:
-    return masked_url(str(error).partition("\n")[0]) or type(error).__name__
-
-
-def root_cause(error: BaseException) -> str:
-    """The innermost reason of a chain of network errors, in one line without credentials."""
-    while True:
-        held = [part for part in error.args if isinstance(part, BaseException)]
-        inner = error.__cause__ or error.__context__ or (held[0] if held else None)
-        if inner is None:
-            break
-        error = inner
-    return error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)

@@ -33,6 +33,8 @@ def policy_key(policy: PolicySpec) -> str:
         digest.update(np.ascontiguousarray(policy.theta, dtype=np.float32).tobytes())
     for part in policy.statistics or ():
         digest.update(np.asarray(part, dtype=np.float64).tobytes())
+    if policy.options:  # else keys are as they were before there were options
+        digest.update(json.dumps(dict(policy.options), sort_keys=True).encode())
     return digest.hexdigest()[:24]
 
 

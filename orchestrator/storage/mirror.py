@@ -12,10 +12,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from orchestrator.messages import first_line
 from orchestrator.storage.lease import OWNER, Lease, Lost
 from orchestrator.storage.object_store import Store, replace
 from orchestrator.storage.remote_journal import Piece, RemoteJournal
-from orchestrator.tracking.outbox import first_line
 
 logger = logging.getLogger(__name__)
 

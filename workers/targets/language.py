@@ -34,7 +34,7 @@ class Language(Target[Prompt]):
         self.tasks = load_tasks(config.tasks)
         self.model, self.tokenizer = models.load(config.model)
         self.arrays = arrays
-        self._weights_digest = models.weights_digest(config.model.path, config.model.revision)
+        self._weights_digest = models.weights_digest(config.model.path, config.model.revision, config.model.gguf)
         self._tokenizer_digest = models.tokenizer_digest(self.tokenizer)
         self._recent: OrderedDict[SampleRef, Prompt] = OrderedDict()
         self._recent_tokens = 0

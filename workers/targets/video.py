@@ -69,7 +69,7 @@ class Video(Target[VideoPrompt]):
         found = (models.settings_file(config.model, name) for name in PROCESSORS)
         self._processor = next((settings for settings in found if settings), {})
         self._pixels = Pixels.read(self._processor, self.model.config.vision_config.image_size)
-        self._weights_digest = models.weights_digest(config.model.path, config.model.revision)
+        self._weights_digest = models.weights_digest(config.model.path, config.model.revision, config.model.gguf)
         self._tokenizer_digest = models.tokenizer_digest(self.tokenizer)
         self._tasks_digest = content_key("tasks", **config.tasks)
         self._chat = self.tokenizer.chat_template if config.prompt.chat_template else None

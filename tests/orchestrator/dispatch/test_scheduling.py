@@ -86,6 +86,20 @@ def test_candidates_share_a_unit_beside_other_policies(start):
     assert shapes == {("namm",) * 3, ("namm",), ("full",)} and told_once(dispatcher) == 88
 
 
+def test_only_policies_that_differ_in_theta_alone_share_a_unit(start):
+    """A worker scores a whole unit with one set of statistics: a NAMM and the same one with others stay apart."""
+    mean, var = np.zeros(17, np.float32), np.ones(17, np.float32)
+    sets = [None, (mean, var, 9.0), (mean.copy(), var.copy(), 9.0), (mean, var, 8.0), (mean, np.nextafter(var, 2), 8.0)]
+    memories = [PolicySpec("namm", policy.theta, sets[i // 2]) for i, policy in enumerate([*POLICIES, *POLICIES[:3]])]
+    memories += [PolicySpec("namm", memories[-1].theta, sets[-1], budget=0.5)]
+    memories += [PolicySpec("namm", memories[-1].theta, sets[-1], budget=0.5, options={"over": "layer"})]
+    fleet = WaitingFleet([0.001] * 2)
+    start(fleet, candidates_per_call=4).evaluate(memories, REFS)
+    number = {id(policy): i for i, policy in enumerate(memories)}
+    units = {tuple(number[id(policy)] for policy in unit.policies) for _, units in fleet.sent for unit in units}
+    assert units == {(0, 1), (2, 3, 4, 5), (6, 7), (8, 9), (10,), (11,)}
+
+
 def test_workers_may_join_at_any_time(start):
     fleet = WaitingFleet([0.05])
     dispatcher = start(fleet)

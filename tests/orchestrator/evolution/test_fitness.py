@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.evolution.fitness import contributions
 from orchestrator.evolution.loop import evolve, fitness_of, training_samples
-from orchestrator.report.summary import paired_interval
+from orchestrator.paired import paired_interval
 from orchestrator.spec import FitnessSpec, JobSpec, StageSpec
 from orchestrator.storage.journal import BASE, Journal, policy_key
 from tests.orchestrator.landscape import STATISTICS, TARGET, Noisy, job, run

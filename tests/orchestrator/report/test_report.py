@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from orchestrator.report.summary import markdown, paired_interval, summarise, table
+from orchestrator.paired import paired_interval
+from orchestrator.report.summary import summarise
+from orchestrator.report.tables import markdown, table
 
 POLICIES = ("full", "namm", "oracle", "h2o", "l2", "streaming", "random")
 
@@ -197,6 +199,7 @@ def test_markdown_has_every_column_in_every_row():
 
 
 def test_neither_torch_nor_pyplot_is_imported():
-    code = "import sys, orchestrator.report.summary, orchestrator.report.pictures as _; print(*sys.modules)"
+    code = "import sys, orchestrator.report.summary, orchestrator.report.tables, orchestrator.report.pictures as _; "
+    code += "print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "matplotlib.pyplot"} & set(done.stdout.split())

@@ -156,7 +156,20 @@ def test_policies_are_told_apart_by_all_that_changes_scores():
         PolicySpec("h2o", budget=0.3),
         PolicySpec("h2o", budget=0.30000001),
         PolicySpec("l2", budget=0.3),
+        PolicySpec("l2", budget=0.3, options={"window": 64}),
+        PolicySpec("l2", budget=0.3, options={"window": 32}),
     ]
     keys = [policy_key(policy) for policy in policies]
     assert len(set(keys)) == len(keys)
     assert policy_key(dataclasses.replace(policies[2], theta=theta.copy())) == keys[2]
+    options = {"window": 64, "sinks": 2}
+    swapped = dict(reversed(options.items()))
+    assert policy_key(PolicySpec("l2", options=options)) == policy_key(PolicySpec("l2", options=swapped))
+
+
+def test_keys_of_journals_that_exist_stay():
+    """A run that was begun before policies had options must find its results again."""
+    assert policy_key(PolicySpec("full")) == "ae6b41be519149cc8f734ec6"
+    assert policy_key(PolicySpec("h2o", budget=0.3)) == "7348818bb0df213e4b33dff2"
+    statistics = (np.zeros(2, np.float32), np.ones(2, np.float32), 7.0)
+    assert policy_key(PolicySpec("namm", np.arange(5, dtype=np.float32), statistics)) == "b57d5edad3a1169b9d1d5081"

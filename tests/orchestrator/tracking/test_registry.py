@@ -8,8 +8,8 @@ import torch
 from mlflow import MlflowClient
 
 from namm_core import Namm, NammConfig
-from orchestrator.services.redis_server import default_store
 from orchestrator.tracking import registry
+from orchestrator.tracking.store import default_store
 from orchestrator.tracking.tracker import Tracker
 
 NAME = "namm-recall"

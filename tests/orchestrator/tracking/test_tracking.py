@@ -17,8 +17,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from orchestrator.services.redis_server import UI_ENVIRONMENT, check_mlflow, default_store, ui_command
 from orchestrator.tracking.redaction import without_secrets
+from orchestrator.tracking.store import UI_ENVIRONMENT, check_mlflow, default_store, ui_command
 from orchestrator.tracking.tracker import Tracker, flattened, git_tags
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -219,7 +219,7 @@ def test_a_store_that_cannot_be_used_is_one_line(store, tmp_path):
 
 
 def test_the_head_node_needs_no_torch_to_track():
-    code = "import sys, orchestrator.services.redis_server, orchestrator.tracking.tracker\n"
+    code = "import sys, orchestrator.tracking.store, orchestrator.tracking.tracker\n"
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
 

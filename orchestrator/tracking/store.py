@@ -1,0 +1,121 @@
+"""The MLflow store that a run is told to: where it is, whether it can be used, and the command that serves its UI.
+
+Knows addresses and files, not MLflow itself, whose import takes seconds, and nothing of what the store holds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import requests
+
+from orchestrator.messages import first_line, root_cause
+from workers.masking import masked_url
+
+UI_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Environment variables for the process that runs `ui_command`: no telemetry, no job runner beside the UI."""
+
+
+def store_of(given: str | None, runs: Path) -> str:
+    """MLflow URI of the store that jobs use: the one that is `given`, else MLFLOW_TRACKING_URI's, else a local file.
+
+    runs: the folder of run folders, beside which the local file lies.
+    """
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or default_store(runs.parent)
+
+
+def default_store(folder: str | Path) -> str:
+    """MLflow uri of the sqlite store `mlflow.db` in `folder`."""
+    return f"sqlite:///{Path(folder).resolve() / 'mlflow.db'}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Database file of an sqlite uri as an absolute path; None for other uris."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri[len("sqlite:///") :].partition("?")[0]).absolute()
+
+
+def check_mlflow(uri: str, patience: float = 5.0) -> None:
+    """Returns if an MLflow store can be had at `uri`: http(s)://, sqlite:/// or another database's.
+
+    A server must answer within `patience` seconds; a sqlite file must be one, in a folder that can be written
+    to or made. Writes nothing. Databases other than sqlite are only checked when they are opened.
+
+    Raises:
+        ValueError: one line with the address (credentials masked) and what to do.
+    """
+    scheme = uri.partition(":")[0]
+    if scheme in ("http", "https"):
+        _check_server(uri, patience)
+    elif scheme == "sqlite":
+        _check_sqlite(uri)
+    elif scheme.partition("+")[0] not in ("postgresql", "mysql", "mssql", "databricks"):
+        raise ValueError(
+            f"MLflow address {masked_url(uri)!r} is of no known kind: give http://HOST:PORT or sqlite:///PATH/mlflow.db"
+        )
+
+
+def _check_server(uri: str, patience: float) -> None:
+    start = time.monotonic()
+    while True:
+        left = max(0.2, start + patience - time.monotonic())
+        try:
+            with requests.get(f"{uri.rstrip('/')}/health", timeout=left, stream=True) as answer:
+                if answer.status_code < 500:
+                    return
+                reason = f"status {answer.status_code}"
+        except requests.exceptions.SSLError:
+            return  # it answers; whether its certificate is good is for MLflow's own settings to judge
+        except requests.exceptions.InvalidURL as error:
+            raise ValueError(
+                f"MLflow address {masked_url(uri)!r} cannot be read ({first_line(error)}): give http://HOST:PORT"
+            ) from None
+        except requests.exceptions.RequestException as error:
+            reason = root_cause(error)
+        waited = time.monotonic() - start
+        if waited + 0.3 >= patience:
+            raise ValueError(
+                f"MLflow at {masked_url(uri)} did not answer within {waited:.1f} s ({reason}): "
+                "start the server, correct the address, or give none to write to a local file"
+            )
+        time.sleep(0.3)
+
+
+def _check_sqlite(uri: str) -> None:
+    file = sqlite_file(uri)
+    if file is None or file.name in ("", ":memory:"):
+        raise ValueError(f"MLflow address {uri!r} names no file: give sqlite:///PATH/mlflow.db")
+    if file.is_dir():
+        raise ValueError(f"MLflow store {file} is a folder: give the path of a file in it")
+    folder = file.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+        if file.exists():
+            with file.open("r+b") as stream:
+                if stream.read(16) not in (b"", b"SQLite format 3\0"):
+                    raise ValueError(f"MLflow store {file} is not an sqlite database: move it away or name another")
+    except OSError as error:
+        raise ValueError(f"MLflow store {file} cannot be written ({error.strerror}): choose another folder") from None
+
+
+def ui_command(uri: str, port: int = 5000) -> list[str]:
+    """Command line that serves the MLflow UI of the store at `uri` on 127.0.0.1:`port`, until stopped.
+
+    Run it with UI_ENVIRONMENT added to the environment.
+
+    Raises:
+        ValueError: the store is a tracking server, which has its own UI.
+    """
+    if uri.startswith(("http://", "https://")):
+        raise ValueError(f"the runs are at {masked_url(uri)}: open that address in a browser")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    if (file := sqlite_file(uri)) is not None:
+        command += ["--artifacts-destination", str(file.parent / "mlartifacts")]
+    return command + ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

@@ -1,0 +1,14 @@
+def furniture():
+    return []
+
+
+def heavy():
+    return []
+
+
+def slow():
+    return []
+
+
+def additions():
+    return []
