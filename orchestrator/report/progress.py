@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator.dispatch.work import Cost
+from orchestrator.dispatch.dispatcher import Cost
 from orchestrator.spec import JobSpec
 
 HEADER = (
