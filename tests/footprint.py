@@ -1,4 +1,4 @@
-"""What programs load and take before they do anything: measured in processes of their own. Knows no rules' reasons."""
+"""What programs load, and how long they take to start, each measured in a process of its own. Judges nothing."""
 
 from __future__ import annotations
 
@@ -83,11 +83,3 @@ def _seconds(code: str, folder: Path) -> float:
     if done.returncode:
         raise RuntimeError(f"{code!r} failed: {done.stderr.splitlines()[-1]}")
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def furniture():
-    return []
-
-
-def additions():
-    return []

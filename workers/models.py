@@ -15,7 +15,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
@@ -107,7 +114,10 @@ def stretch(config: PreTrainedConfig, alpha: float) -> None:
         rope["rope_theta"] = float(rope["rope_theta"]) * alpha ** (size / (size - 2))
 
 
-def load(config: ModelConfig, auto: type = AutoModelForCausalLM) -> tuple[PreTrainedModel, Tokenizer]:
+def load(
+    config: ModelConfig,
+    auto: type[AutoModelForCausalLM] | type[AutoModelForImageTextToText] = AutoModelForCausalLM,
+) -> tuple[PreTrainedModel, Tokenizer]:
     """The model, in evaluation mode on its device or devices, and its tokenizer. auto: the kind of model.
 
     A Hub model's weights are fetched first, by one process of a node; all read them from that local folder,
@@ -144,7 +154,7 @@ def load(config: ModelConfig, auto: type = AutoModelForCausalLM) -> tuple[PreTra
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device), tokenizer
+    return model.to(device), tokenizer  # type: ignore[arg-type]  # transformers wraps Module.to without its self
 
 
 def check_fits(model: PreTrainedModel) -> None:
