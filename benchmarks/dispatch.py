@@ -25,7 +25,7 @@ from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.dispatch.ray_connection import connected
 from orchestrator.dispatch.ray_fleet import Fleet, RayFleet
 from orchestrator.evolution.loop import evolve
-from orchestrator.search.cma_es import SearchConfig
+from orchestrator.search.algorithms.cma_es import CMAESConfig
 from orchestrator.spec import FitnessSpec, JobSpec, ValidationSpec, WorkerSpec
 from orchestrator.storage.journal import Journal
 from workers.config import EvaluatorConfig, ModelConfig
@@ -48,7 +48,7 @@ def generation(kind: str, fleet: Fleet, workers: int, seconds: float, candidates
         tasks={},
         train=("waited",),
         generations=1,
-        search=SearchConfig(population=candidates),
+        search=CMAESConfig(population=candidates),
         fitness=FitnessSpec(samples=samples),
         validation=ValidationSpec(samples=1),
         workers=WorkerSpec(count=workers),

@@ -17,8 +17,7 @@ from orchestrator.evolution.fitness import contributions, finite, fitness_of, me
 from orchestrator.paired import paired_interval, plain
 from orchestrator.protocols import Evaluate, Results
 from orchestrator.search import racing
-from orchestrator.search.cma_es import elite_of
-from orchestrator.search.stage_rules import StageSpec
+from orchestrator.search.stage_rules import StagePlan
 from orchestrator.spec import JobSpec
 from workers.unit import PolicySpec, SampleRef
 
@@ -39,18 +38,19 @@ class Dropped:
 
 def compared(
     spec: JobSpec,
-    stage: StageSpec,
+    stage: StagePlan,
     evaluate: Evaluate,
     candidates: list[PolicySpec],
     mean: PolicySpec,
     samples: list[SampleRef],
+    elite: int,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """A generation's record: candidates, the search's mean and the full cache on the same samples.
 
     progress: gets (results so far, results wanted). Raises ValueError when no candidate has a finite fitness.
     """
-    results, dropped = _raced(spec, stage, evaluate, [*candidates, mean, FULL], samples, progress)
+    results, dropped = _raced(spec, stage, evaluate, [*candidates, mean, FULL], samples, elite, progress)
     *rows, of_mean, of_full = results
     stayed = [i for i in range(len(rows)) if i not in dropped]
     whole = [rows[i] for i in stayed] + [of_mean, of_full]
@@ -94,7 +94,7 @@ def compared(
 
 
 def looked_at(
-    spec: JobSpec, stage: StageSpec, evaluate: Evaluate, policies: dict[str, PolicySpec], samples: list[SampleRef]
+    spec: JobSpec, stage: StagePlan, evaluate: Evaluate, policies: dict[str, PolicySpec], samples: list[SampleRef]
 ) -> dict[str, Any]:
     """What the validation samples say of policies, each against the full cache; the best one counts. Empty where none
     has a finite fitness."""
@@ -133,10 +133,11 @@ def looked_at(
 
 def _raced(
     spec: JobSpec,
-    stage: StageSpec,
+    stage: StagePlan,
     evaluate: Evaluate,
     policies: list[PolicySpec],
     samples: list[SampleRef],
+    elite: int,
     progress: Callable[[int, int], None],
 ) -> tuple[Results, dict[int, Dropped]]:
     """Results of candidates, mean and full cache, None where there is none; and who was dropped on the way.
@@ -145,7 +146,6 @@ def _raced(
     """
     rounds = _rounds(spec, stage, samples)
     candidates = len(policies) - 2
-    elite = elite_of(candidates, spec.search.elite_fraction)
     fewest = max(elite, math.ceil(spec.racing.survivors * candidates))
     rows: Results = [[None] * len(samples) for _ in policies]
     alive, seen, dropped = list(range(len(policies))), [], {}
@@ -182,7 +182,7 @@ def _raced(
     return rows, dropped
 
 
-def _rounds(spec: JobSpec, stage: StageSpec, samples: list[SampleRef]) -> list[list[int]]:
+def _rounds(spec: JobSpec, stage: StagePlan, samples: list[SampleRef]) -> list[list[int]]:
     """Samples by number, in the order in which candidates see them; of every task a like share in each round."""
     by_task = [[i for i, ref in enumerate(samples) if ref.task == task] for task in stage.train]
     parts = [[[mine[j] for j in part] for part in racing.parts(spec.racing, len(mine))] for mine in by_task if mine]

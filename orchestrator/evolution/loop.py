@@ -90,7 +90,7 @@ def evolve(
             if not known:
                 told = partial(progress, generation)
                 asked = [namm(theta) for theta in candidates], namm(search.mean)
-                record |= compared(spec, stage, evaluate, *asked, samples, told)
+                record |= compared(spec, stage, evaluate, *asked, samples, search.elite, told)
             at.tell(np.array([np.nan if f is None else f for f in record["fitness"]]))
             if known and record["theta"] != theta_digest(search.mean):
                 raise ValueError(

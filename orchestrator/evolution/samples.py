@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from orchestrator.search.stage_rules import StageSpec
+from orchestrator.search.stage_rules import StagePlan
 from orchestrator.spec import JobSpec
 from workers.unit import SampleRef
 
@@ -34,7 +34,7 @@ def validation_samples(spec: JobSpec, tasks: tuple[str, ...] | None = None, size
 
 
 def training_samples(
-    spec: JobSpec, generation: int, stage: StageSpec | None = None, size: Size = endless
+    spec: JobSpec, generation: int, stage: StagePlan | None = None, size: Size = endless
 ) -> list[SampleRef]:
     """A generation's samples, the same for all its candidates; generation: counted from 0 over all stages; stage: of
     `spec.plan`, None for the first one.

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from orchestrator.evolution.generation import LOOKED_AT
-from orchestrator.search.cma_es import Search, SearchConfig
+from orchestrator.search import lookup
+from orchestrator.search.config import SearchConfig
 from orchestrator.search.stage_rules import End, search_of, spent, stalled
 from orchestrator.spec import JobSpec
 
@@ -56,7 +57,7 @@ class Stage:
     def labels(self) -> dict[str, Any]:
         """What a generation's record says of where it belongs."""
         labels = {"stage": self.spec.name, "stage_number": self.number + 1, "restart": self._restart}
-        labels["population"] = self.search.config.population
+        labels["population"] = self.search.population
         return labels if self._means else labels | {"start": theta_digest(self.start)}
 
     def tell(self, fitness: np.ndarray) -> None:
@@ -99,7 +100,7 @@ class Stage:
         if self.end.of == "search":
             self._restart += 1
             self._begin(self.job.search.sigma0)
-            population = self.search.config.population
+            population = self.search.population
             self.entry["restarts"] += [{"generation": generation, "reason": self.end.reason, "population": population}]
             self.end = None
         else:
@@ -113,7 +114,7 @@ class Stage:
             }
 
     def _begin(self, sigma: float) -> None:
-        self.search = Search(replace(self._config(self._restart), sigma0=sigma), self.start)
+        self.search = lookup.started(replace(self._config(self._restart), sigma0=sigma), self.start)
         self._means: list[np.ndarray] = []
         self._own_best, self._own_best_at, self._since_better = -np.inf, 0, 0
 

@@ -46,7 +46,7 @@ def _head(plan: Plan) -> Iterator[str]:
     limits = sorted({plan.limits.get(task, ANSWER) for task in job.kinds})
     yield f"answers  at most {', '.join(map(str, limits))} tokens, by task"
     yield "  from   " + ("the task set" if plan.limits else "assumed: the task set has no list of limits")
-    yield f"search   {job.search.variant} CMA-ES, sigma0 {job.search.sigma0:g}, elite {job.search.elite_fraction:g}"
+    yield f"search   {job.search.summary}"
 
 
 def _requests(plan: Plan) -> Table:

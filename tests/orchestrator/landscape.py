@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from orchestrator.evolution.loop import Outcome, evolve
-from orchestrator.search.cma_es import SearchConfig
+from orchestrator.search.algorithms.cma_es import CMAESConfig
 from orchestrator.spec import FitnessSpec, JobSpec, ValidationSpec
 from workers.config import ModelConfig
 from workers.unit import PolicySpec, SampleRef, SampleResult
@@ -59,7 +59,7 @@ def job(**changes) -> JobSpec:
         "name": "test",
         "model": ModelConfig("somewhere"),
         "tasks": {"source": "recall"},
-        "search": SearchConfig(population=8, sigma0=0.05),
+        "search": CMAESConfig(population=8, sigma0=0.05),
         "fitness": FitnessSpec(samples=2),
         "validation": ValidationSpec(every=2, samples=3),
     }

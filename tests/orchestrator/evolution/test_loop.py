@@ -13,7 +13,7 @@ from orchestrator.evaluation import held_out as evaluation
 from orchestrator.evaluation.sizes import Sizing
 from orchestrator.evolution.loop import evolve, fitness_of, training_samples, validation_samples
 from orchestrator.policy_entries import PolicyEntry
-from orchestrator.search.cma_es import SearchConfig
+from orchestrator.search.algorithms.cma_es import CMAESConfig
 from orchestrator.spec import FitnessSpec, JobSpec, ValidationSpec
 from workers.config import ModelConfig
 from workers.unit import PolicySpec, SampleRef, SampleResult
@@ -54,7 +54,7 @@ def job(**changes) -> JobSpec:
         "train": ("residence", "topic"),
         "heldout": ("colour",),
         "generations": 30,
-        "search": SearchConfig(population=8, sigma0=0.05),
+        "search": CMAESConfig(population=8, sigma0=0.05),
         "fitness": FitnessSpec(samples=2),
         "validation": ValidationSpec(every=5, samples=3),
     }

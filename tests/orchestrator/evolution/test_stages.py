@@ -12,7 +12,7 @@ from namm_core.config import from_mapping
 from orchestrator import spec
 from orchestrator.evolution.samples import statistics_samples, training_samples, validation_samples
 from orchestrator.evolution.stage import theta_digest
-from orchestrator.search.cma_es import SearchConfig
+from orchestrator.search.algorithms.cma_es import CMAESConfig
 from orchestrator.spec import JobSpec, RestartSpec, StageSpec, StopSpec, ValidationSpec
 from tests.orchestrator.landscape import STATISTICS, Noisy, job, run, timeless
 from workers.unit import PolicySpec
@@ -301,7 +301,7 @@ def test_a_small_split_is_drawn_from_a_large_one_walked_through():
 
 
 def test_mirrored_populations_stay_even():
-    search = SearchConfig(population=6, mirrored=True, sigma0=0.05)
+    search = CMAESConfig(population=6, mirrored=True, sigma0=0.05)
     outcome, records = run(
         job(search=search, generations=9, stop=StopSpec(patience=1), restarts=RestartSpec(1, 1.5),
             validation=ValidationSpec(every=1, samples=3)),

@@ -317,4 +317,4 @@ stages:
     assert found["tasks.source"] == "line 7"
     assert found["stages.0.train"] == "line 9: behind a list"
     assert found["train"] == found["generations"] == "follows from other settings"
-    assert found["search.sigma0"] == "default of orchestrator.search.SearchConfig"
+    assert found["search.sigma0"] == "default of orchestrator.search.algorithms.cma_es.CMAESConfig"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.evolution.loop import training_samples
-from orchestrator.search.cma_es import SearchConfig
+from orchestrator.search.algorithms.cma_es import CMAESConfig
 from orchestrator.search.racing import RacingSpec, dropped, parts, ranked_below
 from orchestrator.spec import FitnessSpec, ValidationSpec
 from tests.orchestrator.landscape import Noisy, job, run, timeless
@@ -70,7 +70,7 @@ def test_estimates_stand_below_survivors_in_their_own_order():
 
 RACING = RacingSpec(True)
 SIMULATED = {
-    "search": SearchConfig(population=32, sigma0=0.1),
+    "search": CMAESConfig(population=32, sigma0=0.1),
     "fitness": FitnessSpec(samples=32),
     "validation": ValidationSpec(every=50, samples=2),
 }
