@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from workers import node_cache
@@ -40,10 +42,17 @@ def folder(file: Path, dtype: str) -> Path:
     """
     place = _place(file, dtype)
     if not place.is_dir():
-        if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-            wanted = " and ".join(missing)
-            raise ValueError(f"{file.name} needs the package {wanted} on every node: pip install 'namm[gguf]'")
+        _check_packages(file)
         node_cache.make_once(place, lambda part: _dequantise(file, dtype, part))
+    return place
+
+
+def tokenizer_folder(file: Path) -> Path:
+    """Folder of the tokenizer in a GGUF file alone; made where it is not there. Raises ValueError as `folder` does."""
+    place = _place(file, "tokenizer")
+    if not place.is_dir():
+        _check_packages(file)
+        node_cache.make_once(place, lambda part: _tokenizer(file).save_pretrained(part))
     return place
 
 
@@ -51,6 +60,12 @@ def made(file: Path, dtype: str) -> Path | None:
     """The same folder where it is there already; makes nothing."""
     place = _place(file, dtype)
     return place if place.is_dir() else None
+
+
+def _check_packages(file: Path) -> None:
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        wanted = " and ".join(missing)
+        raise ValueError(f"{file.name} needs the package {wanted} on every node: pip install 'namm[gguf]'")
 
 
 def _place(file: Path, dtype: str) -> Path:
@@ -71,24 +86,34 @@ def _digest(name: str, size: int, changed: int) -> str:
     return found.hexdigest()
 
 
+def _tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    with _one_line(file):
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+
+
 def _dequantise(file: Path, dtype: str, out: Path) -> None:
     logging.disable_progress_bar()
-    # From 5.24 on, transformers would leave weights packed where it finds a kernel for them.
-    whole = (
-        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
-    )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    whole = {}
+    if hasattr(transformers, "GgufConfig"):  # it would leave weights packed where it finds a kernel for them
+        whole["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    tokenizer = _tokenizer(file)
+    with _one_line(file):
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=getattr(torch, dtype), local_files_only=True, **whole
         )
-    except Exception as error:  # parsers of a damaged file raise whatever its bytes happen to lead them to
-        raise ValueError(f"{file} is no GGUF model that can be read: {_reason(error)}") from None
     _plain(model)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     for written in out.iterdir():
         written.chmod(0o644)  # safetensors writes files that only their owner can read
+
+
+@contextmanager
+def _one_line(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # parsers of a damaged file raise whatever its bytes happen to lead them to
+        raise ValueError(f"{file} is no GGUF model that can be read: {_reason(error)}") from None
 
 
 def _plain(model: PreTrainedModel) -> None:

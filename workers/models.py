@@ -52,9 +52,13 @@ def settings(config: ModelConfig) -> PreTrainedConfig:
 
 
 def tokenizer(config: ModelConfig) -> Tokenizer:
-    """The model's tokenizer. Raises ValueError as `check` does."""
+    """The model's tokenizer alone; fetches no weights that are in safetensors. Raises ValueError, one line."""
     config = _named(config)
-    return _read(_find(config), config)[1]
+    folder = gguf_models.tokenizer_folder(_find_gguf(config)) if config.gguf is not None else _find(config)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(_one_line(config.path, error)) from None
 
 
 def settings_file(config: ModelConfig, name: str) -> dict:
