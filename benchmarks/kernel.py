@@ -80,11 +80,11 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, gpu: Gpu) ->
     block = Block([4 * columns] * shape.rows, [shape.new] * shape.rows, [False] * shape.rows, slice(0, shape.new))
     scaling = shape.size**-0.5
     heads = Heads.packed(lengths.to(device), columns)
-    held = layer.content
-    keys, values = held.keys.flatten(0, 1), held.values.flatten(0, 1)
+    content = layer.content
+    keys, values = content.keys.flatten(0, 1), content.values.flatten(0, 1)
     _, sums = kernel.attention(query, keys, values, heads, scaling)
     attended = fused.Attended(query, keys, heads, sums, scaling, None)
-    state = held.state
+    state = content.state
 
     def plain() -> None:
         layer.replace_state(state)
@@ -93,7 +93,7 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, gpu: Gpu) ->
     def sdpa() -> None:
         mask = causal_lower_right(shape.new, columns)
         torch.nn.functional.scaled_dot_product_attention(
-            query, held.keys, held.values, mask, scale=scaling, enable_gqa=True
+            query, content.keys, content.values, mask, scale=scaling, enable_gqa=True
         )
 
     # Pairs of a query head's query and a key that it sees.
