@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator import session
 from orchestrator.evaluation.held_out import check_policies, compare, held_out_samples, metric_name
 from orchestrator.evaluation.sizes import Sized, Sizing
-from orchestrator.evolution.loop import Outcome, evolve
+from orchestrator.evolution.loop import Evolved, Problem, evolve
 from orchestrator.evolution.samples import validation_samples
 from orchestrator.protocols import Recorder
 from orchestrator.report import model_card as card
@@ -60,17 +60,8 @@ def _run(job: JobSpec, workplace: Workplace, display: Display) -> dict[str, Any]
     recorder = RunRecorder(job, workplace, display, started)
     past = list(dispatcher.journal.told)
     recorder.recall(past[: job.generations])
-    outcome = evolve(
-        job,
-        dispatcher.evaluate,
-        statistics,
-        scorer.num_parameters(job.memory),
-        recorder.told,
-        recorder.progress,
-        past,
-        recorder.stage_over,
-        size,
-    )
+    problem = Problem(dispatcher.evaluate, statistics, scorer.num_parameters(job.memory), size)
+    outcome = evolve(job, problem, recorder, past)
     search_seconds = time.monotonic() - started
     display.fitting()
     validation = validation_samples(job, _trained(outcome), size)
@@ -136,12 +127,12 @@ def _held_out(job: JobSpec) -> list[SampleRef]:
     return held_out_samples(job.kinds, job.evaluation.samples)
 
 
-def _trained(outcome: Outcome) -> tuple[str, ...]:
+def _trained(outcome: Evolved) -> tuple[str, ...]:
     """Tasks of the stages that were reached."""
     return tuple(dict.fromkeys(task for stage in outcome.stages for task in stage["train"]))
 
 
-def _about(job: JobSpec, workplace: Workplace, outcome: Outcome, sized: Sized) -> dict[str, Any]:
+def _about(job: JobSpec, workplace: Workplace, outcome: Evolved, sized: Sized) -> dict[str, Any]:
     """What `result.json` says in addition to scores and times."""
     journal = workplace.dispatcher.journal
     return {
@@ -189,7 +180,7 @@ def _export(memory: PolicySpec, job: JobSpec, path: Path, card: str | None = Non
     Namm(job.memory, memory.theta, statistics).save_pretrained(path, card)
 
 
-def _racing(outcome: Outcome) -> dict[str, Any] | None:
+def _racing(outcome: Evolved) -> dict[str, Any] | None:
     """How many of the candidates' evaluations racing saved; None if candidates did not race."""
     raced = [record for record in outcome.generations if "saved" in record]
     if not raced:
@@ -230,7 +221,7 @@ def _final_metrics(result: dict[str, Any]) -> dict[str, float]:
     return final
 
 
-def _validation(outcome: Outcome) -> list[dict[str, Any]]:
+def _validation(outcome: Evolved) -> list[dict[str, Any]]:
     """What the looks at validation samples said."""
     return [
         {

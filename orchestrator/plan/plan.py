@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from namm_core.scoring import scorer
-from orchestrator.evolution.generation import LOOKED_AT
+from orchestrator.evolution.look import LOOKED_AT
 from orchestrator.plan import cost as sizing
 from orchestrator.plan import model_shapes as shapes
 from orchestrator.plan import provenance as origin

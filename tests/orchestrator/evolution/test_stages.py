@@ -29,7 +29,7 @@ THREE = (
 
 def test_each_stage_starts_from_the_last_ones_mean_with_the_same_statistics():
     landscape, ends = Noisy(), []
-    outcome, records = run(job(stages=THREE), landscape, stage_over=lambda *over: ends.append(over))
+    outcome, records = run(job(stages=THREE), landscape, ends=ends)
     assert [s["name"] for s in outcome.stages] == ["one", "two", "stage3"]
     assert [(s["first"], s["generations"], s["ended"]) for s in outcome.stages] == [
         (1, 5, "stage"),
@@ -99,12 +99,12 @@ def test_killed_in_any_stage_it_ends_in_the_same_place(known, racing):
     spec_ = job(stages=THREE, racing=spec.RacingSpec(racing, first=0.4))
     whole, records = run(spec_)
     landscape, ends = Noisy(), []
-    outcome, told = run(spec_, landscape, past=records[:known], stage_over=lambda *over: ends.append(over[0]["name"]))
+    outcome, told = run(spec_, landscape, past=records[:known], ends=ends)
     assert [r["generation"] for r in told] == list(range(known + 1, 13))
     trained = {ref for _, samples in landscape.asked for ref in samples if ref.split == "train"}
     plan = [spec_.plan[0]] * 5 + [spec_.plan[1]] * 4 + [spec_.plan[2]] * 3
     assert trained == {ref for g in range(known, 12) for ref in training_samples(spec_, g, plan[g])}
-    assert ends == ["one", "two", "stage3"]
+    assert [entry["name"] for entry, _, _ in ends] == ["one", "two", "stage3"]
     assert np.array_equal(outcome.best.theta, whole.best.theta) and np.array_equal(outcome.last.theta, whole.last.theta)
     assert timeless(outcome.generations) == timeless(whole.generations)
     assert outcome.stages == whole.stages
