@@ -91,8 +91,9 @@ def page(job: JobSpec, rows: list[dict], results: list[dict], whole: dict, secon
     lines = [
         "# The headline, measured",
         "",
-        "`make headline` makes this page. Seeds share the held-out samples: in the pooled table a sample's scores are "
-        "averaged over seeds before the paired interval is taken.",
+        "This page is written by `make headline`. All seeds share the held-out samples: in the pooled table, a sample's"
+        " "
+        "scores are averaged over the seeds before the paired interval is computed.",
         "",
         "## The base at its best",
         "",

@@ -31,7 +31,7 @@ from transformers.cache_utils import DynamicCache
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig, StatisticsCollector
 from namm_core.answering import prefill
-from namm_core.cache import MemoryLayer
+from namm_core.layer.memory_layer import MemoryLayer
 from namm_core.policies.full import Full
 
 CANDIDATES = 8
@@ -94,13 +94,13 @@ class TimedLayer(MemoryLayer):
         with record_function("section: compaction"):
             return super().finish(*args)
 
-    def open(self, *args):
+    def begin_read(self, *args):
         with record_function("section: compaction"):
-            return super().open(*args)
+            return super().begin_read(*args)
 
-    def close(self):
+    def end_read(self):
         with record_function("section: compaction"):
-            return super().close()
+            return super().end_read()
 
 
 @dataclass
@@ -375,12 +375,13 @@ def write(folder: Path, machine: dict[str, str], figures: list[Figure], ratios: 
     text = [
         "# What the memory costs on a CPU",
         "",
-        "Made by `make bench`; do not edit. A Llama of 2.1 million random parameters (4 layers of width 256, 8 heads",
-        "on 4 KV heads) reads prompts, float32. Rates are rows x prompt tokens per CPU-second (medians of process",
-        "time, all variants in turn in one process; of eager attention, and of all with the second thread count, one",
-        "run); *of fused* is the share of the better full cache with fused attention in the same run. The NAMM's kept",
-        "share is forced, all of its scoring computed. The sections are shares of a profiled run; *attention* is what",
-        "is neither linear layer nor one of the memory's parts.",
+        "Written by `make bench`; do not edit. A Llama of 2.1 million random parameters (4 layers of width 256,",
+        "8 heads on 4 KV heads) reads prompts in float32. Rates are rows x prompt tokens per CPU-second: medians of",
+        "process time, with all variants taking turns in one process; a single run for eager attention, and for",
+        "everything with the second thread count. *Of fused* is the rate relative to the faster of the two full caches",
+        "with fused attention in the same run. The share that the NAMM keeps is forced, with all of its scoring still",
+        "computed. The last six columns are shares of a profiled run; *attention* is whatever is neither a linear",
+        "layer nor one of the memory's parts.",
         "",
         "; ".join(f"{name}: {value}" for name, value in machine.items()),
         "",

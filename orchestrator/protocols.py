@@ -75,14 +75,17 @@ class Recorder(Protocol):
 
     def progress(self, generation: int, done: int, of: int) -> None:
         """A generation (from 0) under way has `done` of the `of` results that it waits for."""
+        return None
 
     def told(self, record: dict[str, Any], settled: Sequence[SampleRef]) -> None:
         """The search was told a new generation. `record`: plain JSON values; `settled`: samples that nobody asks
         for again. What is kept here is `past` to an evolution that goes on."""
+        return None
 
     def stage_over(self, entry: dict[str, Any], best: PolicySpec, mean: PolicySpec) -> None:
         """A stage has ended. `entry`: plain JSON values; `best`: its best on validation; `mean`: where the next
         stage starts. Called again, with the same values, by an evolution that goes on."""
+        return None
 
 
 class Fleet(Protocol):

@@ -32,6 +32,8 @@ class Sample:
     """Most tokens of an answer; None: as many as the first reference has."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer."""
+    drops_breaks: bool = True
+    """Whether line breaks in front of an answer go before a line break ends it, as in LongBench."""
     classes: tuple[str, ...] = ()
     """Names of all classes, for `classification_score`."""
     delimiter: str = " "
@@ -40,6 +42,9 @@ class Sample:
     """Whether a chat template may go around the prompt."""
     language: str = "en"
     """Its language as in ISO 639, or `code`."""
+    prefix: str = ""
+    """How the answer begins, which the model is given (RULER's answer prefix): on a line behind the prompt, or where a
+    chat template lets the model answer."""
     facts: tuple[tuple[int, int], ...] = ()
     """Character spans of all sentences that state facts, asked for or not; () if the task does not know them."""
 

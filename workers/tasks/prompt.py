@@ -1,9 +1,10 @@
-"""A sample as tokens: what is computed once and kept in Redis. Knows no model."""
+"""A sample as tokens, which are computed once and kept in Redis. Knows no model."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -19,7 +20,7 @@ class Prompt:
     """A tokenised sample."""
 
     ref: SampleRef
-    """Which one."""
+    """Which sample it is."""
     ids: np.ndarray
     """(tokens,) int32, the prompt."""
     reference: np.ndarray
@@ -36,15 +37,18 @@ class Prompt:
     """Texts that end an answer."""
     classes: tuple[str, ...] = ()
     """Names of all classes, for `classification_score`."""
+    drops_breaks: bool = True
+    """Whether line breaks in front of an answer go before a line break ends it."""
 
     @property
     def tokens(self) -> int:
-        """How many tokens it has."""
+        """Length of the prompt."""
         return len(self.ids)
 
     def pack(self) -> np.ndarray:
         """One int32 array: lengths, then ids, reference, relevant positions and the rest as UTF-8 bytes."""
-        rest = json.dumps([self.ref, self.answers, self.metric, self.max_new_tokens, self.stop, self.classes]).encode()
+        grading = [self.metric, self.max_new_tokens, self.stop, self.classes, self.drops_breaks]
+        rest = json.dumps([self.ref, self.answers, *grading]).encode()
         parts = [self.ids, self.reference, self.relevant, np.frombuffer(rest, np.uint8)]
         return np.concatenate([[len(part) for part in parts], *parts]).astype(np.int32)
 
@@ -52,21 +56,25 @@ class Prompt:
     def unpack(cls, packed: np.ndarray) -> Prompt:
         """Undoes `pack`."""
         ids, reference, relevant, rest = np.split(packed[4:], np.cumsum(packed[:3]))
-        ref, answers, metric, limit, stop, classes = json.loads(rest.astype(np.uint8).tobytes())
-        return cls(
-            SampleRef(*ref), ids, reference, relevant, tuple(answers), metric, limit, tuple(stop), tuple(classes)
-        )
+        ref, answers, metric, limit, stop, classes, drops = json.loads(rest.astype(np.uint8).tobytes())
+        texts = tuple(answers), metric, limit, tuple(stop), tuple(classes)
+        return cls(SampleRef(*ref), ids, reference, relevant, *texts, drops)
 
 
 def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None = None) -> Prompt:
-    """Tokenises a sample; character spans become token positions by the tokenizer's offsets.
+    """Tokenises a sample; the tokenizer's offsets turn character spans into token positions.
 
-    Raises ValueError where the tokenizer lacks the chat template or the opening token that `config` asks for.
+    Raises ValueError if the tokenizer lacks the chat template or the opening token that `config` asks for.
     """
     config = config or PromptConfig()
     text, shift, templated = sample.prompt, 0, config.chat_template and sample.chat
     if templated:
         text, shift = _templated(sample.prompt, tokenizer, isinstance(sample, VideoSample))
+    asked = shift + len(sample.prompt.rstrip() if templated else sample.prompt)  # where the prompt ends in the text
+    if sample.prefix:
+        text += (
+            sample.prefix if templated and text[-1:].isspace() else f"{' ' if templated else chr(10)}{sample.prefix}"
+        )
     # A template writes the special tokens itself.
     special = config.bos == "auto" and not templated
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
@@ -79,8 +87,10 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
     body = shift + len(sample.prompt) - len(sample.prompt.lstrip()) if templated else 0
     for first, last in sample.relevant:
         relevant |= (starts < last + shift) & (ends > max(first + shift, body))
+    if sample.relevant and sample.prefix:  # what stands around the prompt opens the text, and asks
+        relevant |= (ends <= body) | (ends > asked)
     kept = middle_truncated(len(ids), config.max_tokens)
-    completion = sample.answers[0] if templated else sample.completion
+    completion = sample.answers[0] if templated and not sample.prefix else sample.completion
     reference = tokenizer(completion, add_special_tokens=False)["input_ids"]
     return Prompt(
         SampleRef(sample.task, sample.split, sample.index),
@@ -92,13 +102,14 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
         sample.max_new_tokens or len(reference),
         sample.stop,
         sample.classes,
+        sample.drops_breaks,
     )
 
 
 def middle_truncated(tokens: int, most: int | None) -> np.ndarray:
-    """Places of the tokens that stay: all, or the first and the last `most // 2` of them, as LongBench cuts.
+    """(kept,) int64, indices of the tokens that stay: all, or the first and the last `most // 2`, as LongBench cuts.
 
-    LongBench turns both halves into text and tokenises that anew, which may give more tokens than asked for; here
+    LongBench turns both halves into text and tokenises that again, which may give more tokens than asked for; here
     they stay as they are.
     """
     places = np.arange(tokens)
@@ -107,28 +118,31 @@ def middle_truncated(tokens: int, most: int | None) -> np.ndarray:
     return np.concatenate([places[: most // 2], places[-(most // 2) :]])
 
 
-def cut(text: str, stop: tuple[str, ...]) -> str:
-    """An answer up to its first stop text. Line breaks in front of it are no end: LongBench drops them first."""
-    if "\n" in stop:
+def cut(text: str, stop: tuple[str, ...], drops_breaks: bool = True) -> str:
+    """An answer up to its first stop text.
+
+    drops_breaks: whether line breaks in front of it are no end, which LongBench drops first; `lm_eval` does not.
+    """
+    if drops_breaks and "\n" in stop:
         text = text.lstrip("\n")
     return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]
 
 
 def _templated(prompt: str, tokenizer: Tokenizer, parts: bool = False) -> tuple[str, int]:
-    """The prompt as a user's turn, up to where the model answers, and how far the prompt's characters have moved.
+    """The prompt as a user's turn, up to where the model answers, and by how much the prompt's characters have moved.
 
-    parts: whether the template wants a turn as a list of parts, as those of models with pictures do.
+    parts: whether the template takes a turn as a list of parts, as templates of models for pictures do.
     """
     if not tokenizer.chat_template:
         raise ValueError("prompt.chat_template is on, but the model's tokenizer has no chat template: turn it off")
-    turn = [{"role": "user", "content": [{"type": "text", "text": prompt}] if parts else prompt}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    turn: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": prompt}] if parts else prompt}
+    text = str(tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True))
     # many templates strip what they are given
     return text, text.find(prompt.strip()) - (len(prompt) - len(prompt.lstrip()))
 
 
 def _opened(ids: np.ndarray, offsets: np.ndarray, tokenizer: Tokenizer, bos: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens with or without the opening one, whatever a template wrote."""
+    """ids (tokens,) and offsets (tokens, 2) with or without the opening token, whatever a template wrote."""
     opening = tokenizer.bos_token_id
     if opening is None:
         if bos == "always":
