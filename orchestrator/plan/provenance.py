@@ -49,10 +49,13 @@ def values(spec: Any, text: str, overrides: list[str] | None = None) -> list[Val
 
 
 def _default(owner: type, name: str) -> Any:
-    field = owner.__dataclass_fields__.get(name)
-    if field is None or field.default is dataclasses.MISSING:
-        return () if field is None or field.default_factory is dataclasses.MISSING else field.default_factory()
-    return field.default
+    fields = {field.name: field for field in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else {}
+    if name not in fields:
+        return ()
+    field = fields[name]
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return () if field.default is dataclasses.MISSING else field.default
 
 
 def _leaves(value: Any, key: str, owner: type) -> Iterator[tuple[str, Any, type]]:

@@ -1,6 +1,6 @@
 """The model card of an evolved NAMM: a README.md in the Hub's form, from the job and its result. Writes no files.
 
-https://huggingface.co/docs/hub/model-cards says what the block in front of it holds.
+https://huggingface.co/docs/hub/model-cards describes the block at its top.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Any
 
 from orchestrator.report import tables
 from orchestrator.spec import JobSpec
+from workers.model_packages import CATALOGUE
 
 TAGS = ["namm", "kv-cache", "long-context", "evolution", "custom_generate"]
 
 
 def text(job: JobSpec, result: Mapping[str, Any]) -> str:
-    """The card; result: what `result.json` holds."""
+    """The whole card; result: what `result.json` holds."""
     return "\n".join([front_matter(job, result), body(job, result)])
 
 
 def front_matter(job: JobSpec, result: Mapping[str, Any]) -> str:
-    """What the Hub reads: licence, base model, tags, and the held-out scores as `model-index`."""
+    """The block that the Hub reads: licence, base model, tags, and the held-out scores as `model-index`."""
     from huggingface_hub import EvalResult, ModelCardData
 
     source = str(job.tasks["source"])
@@ -52,14 +53,17 @@ def front_matter(job: JobSpec, result: Mapping[str, Any]) -> str:
 
 
 def base_model(job: JobSpec) -> str:
-    """A name that the Hub takes: the repository's, or a folder's own."""
+    """The base model's name in the form that the Hub accepts: its repository (also that of a model fetched by name),
+    or the name of its folder."""
+    if job.model.path in CATALOGUE:
+        return CATALOGUE[job.model.path].repository
     folder = Path(job.model.path)
     name = folder.resolve().name if folder.is_dir() else job.model.path
     return re.sub(r"[^\w./-]+", "-", name)
 
 
 def body(job: JobSpec, result: Mapping[str, Any]) -> str:
-    """The card below the block that machines read."""
+    """The card without the block that the Hub reads."""
     namm = result["policies"]["namm"]
     low, high = namm["difference_interval"]
     interval = "" if low is None else f" (95 % interval {low:+.3f} to {high:+.3f})"
@@ -80,7 +84,7 @@ def body(job: JobSpec, result: Mapping[str, Any]) -> str:
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, str]:
-    """The figures that stand beside a registered version, as its tags."""
+    """The figures that a registered version carries as its tags."""
     namm, full = result["policies"]["namm"], result["policies"]["full"]
     low, high = namm["difference_interval"]
     found = {"score": namm["mean"], "kept": namm["kept"], "full_score": full["mean"]}
@@ -111,22 +115,23 @@ def _about(job: JobSpec) -> str:
 
 
 def _usage(job: JobSpec) -> str:
-    path = job.model.path
-    load = [f'model = AutoModelForCausalLM.from_pretrained("{path}")']
+    path = base_model(job) if job.model.path in CATALOGUE else job.model.path
+    file = "" if job.model.gguf is None else f', gguf_file="{job.model.gguf}"'
+    load = [f'model = AutoModelForCausalLM.from_pretrained("{path}"{file})']
     imports = "AutoModelForCausalLM, AutoTokenizer"
     if job.model.ntk_alpha != 1.0:
         imports = f"AutoConfig, {imports}"
         load = [
-            f'config = AutoConfig.from_pretrained("{path}")',
+            f'config = AutoConfig.from_pretrained("{path}"{file})',
             "size = getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads",
             f"config.rope_parameters['rope_theta'] *= {job.model.ntk_alpha:g} ** (size / (size - 2))  # as evolved",
-            f'model = AutoModelForCausalLM.from_pretrained("{path}", config=config)',
+            f'model = AutoModelForCausalLM.from_pretrained("{path}", config=config{file})',
         ]
     lines = [
         f"from transformers import {imports}",
         "",
         *load,
-        f'tokenizer = AutoTokenizer.from_pretrained("{path}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{path}"{file})',
         'inputs = tokenizer("Some long text.", return_tensors="pt")',
         'memory = "FOLDER OR REPOSITORY OF THIS CARD"',
         "answer = model.generate(**inputs, custom_generate=memory, trust_remote_code=True, max_new_tokens=20)",

@@ -8,7 +8,7 @@ LETTERS = "ABCDEFGHIJ"
 
 
 def lettered(candidates: list[str], form: str) -> str:
-    """The candidates, one a line. form: how a letter and a candidate stand together, e.g. "{letter}. {text}"."""
+    """The candidates, one on each line. form: how a letter and a candidate are written, such as "{letter}. {text}"."""
     return "\n".join(form.format(letter=LETTERS[i], text=text) for i, text in enumerate(candidates))
 
 

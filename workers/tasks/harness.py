@@ -2,7 +2,7 @@
 
 An answer goes through all that `lm_eval` does with one: the task's filters, its metrics or its own `process_results`,
 and the aggregation of each metric. `lm_eval` (extra `benchmarks`) is imported when the first prompt is made: that takes
-seconds, and a head node or a worker that finds its prompts in Redis does without.
+seconds, and neither a head node nor a worker that finds its prompts in Redis needs it.
 
 Source: EleutherAI/lm-evaluation-harness 0.4.13, `lm_eval/evaluator.py`, `lm_eval/api/task.py` and `lm_eval/tasks`.
 """
@@ -38,7 +38,7 @@ class HarnessTask:
         folder: the folder of `lm_eval/tasks` that defines it, or one of your own; None looks through all of them,
             which takes 9 s.
         examples: records in the task's format, given instead of the data set that the task would fetch.
-        metadata: what a task that makes its own data is given (RULER: `max_seq_lengths`, `tokenizer`).
+        metadata: arguments of a task that generates its data (RULER: `max_seq_lengths`, `tokenizer`).
         metric: which of the task's numbers `grade` gives, named as in `lm_eval`'s tables: a metric, or metric and
             filter ("exact_match,flexible-extract"). None: the first metric of the first filter that is better when
             higher.
@@ -70,7 +70,7 @@ class HarnessTask:
         if folder is None and not metadata:
             manager = _all_tasks()
         else:
-            place = None if folder is None else Path(tasks.__file__).parent / folder
+            place = None if folder is None else Path(str(tasks.__file__)).parent / folder
             manager = tasks.TaskManager(include_path=place, include_defaults=folder is None, metadata=metadata)
         if name not in manager.all_subtasks:
             raise ValueError(f"lm_eval has no task {name!r}: `lm_eval ls tasks` lists them")

@@ -1,7 +1,7 @@
 """A task's records in files: JSON lines (in a zip or not), a JSON list, or parquet. Knows no task and no prompt.
 
-A file is read through once, which finds every damaged line and each record's digest; JSON lines are then read
-again one by one where they are asked for, since the files of some benchmarks are larger than a worker's memory.
+A file is read through once, which finds every damaged line and each record's digest. JSON lines are then read again one
+by one when they are asked for, since the files of some benchmarks are larger than a worker's memory.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from workers.tasks.fields import Fields
 
 
 def locate(path: str, revision: str | None, names: tuple[str, ...], what: str, key: str = "tasks.path") -> Path:
-    """The first of the files `names` in a folder, or in a data set on the Hub. Raises ValueError, one line.
+    """The first of the files `names` that is in a folder, or in a data set on the Hub.
 
-    names: relative to the folder, the usual one first; what: what the files are, for messages; key: the setting that
-    holds the path.
+    path: the folder, the data set's name, or the file itself; names: relative to the folder, the usual one first; what:
+    what the files are, for messages; key: the setting that holds the path. Raises ValueError, one line, if there is
+    none.
     """
     wanted = " or ".join(names)
     if Path(path).is_file():
@@ -51,16 +52,16 @@ class Records:
         file: `*.jsonl`, `*.json` (one list), `*.parquet`, or a `*.zip` whose `member` is JSON lines.
         fields: what each record must have.
         group: the key whose text says which records belong together (questions on one document).
-        only: keys and values of the records that are wanted; others are passed over.
+        only: keys and values that a record must have to be taken; others are skipped.
         check: called with each record that is wanted; raises ValueError, one line, for one that cannot be used.
         name: the key whose value names a record in what `check` says.
 
     Attributes:
-        digests: each record's SHA-256, of its sorted JSON.
+        digests: SHA-256 of each record, as JSON with sorted keys.
         groups: SHA-256 of each record's `group`.
         fingerprint: names all of them together.
 
-    Raises ValueError, naming file, line and what was expected, where the file is damaged.
+    Raises ValueError, naming file, line and what was expected, if the file is damaged.
     """
 
     def __init__(

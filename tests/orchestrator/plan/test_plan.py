@@ -15,7 +15,7 @@ import torch
 import yaml
 from rich.console import Console
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
 from orchestrator import spec
 from orchestrator.plan import model_shapes as shapes
@@ -93,7 +93,7 @@ def test_memory_and_hours_by_hand():
     linear = layers * (2 * d * s * (query + groups) + 3 * d * f)
     weights = 2 * (linear + 2 * v * d)
     token = 2 * layers * groups * s * 2
-    full, namm, all_kept = made.full, made.memory[0.3], made.memory[1.0]
+    full, namm, all_kept = made.sized.full, made.sized.memory[0.3], made.sized.memory[1.0]
     assert full.weights == namm.weights == weights
     assert full.cache == all_kept.cache == 32_768 * token == 4 * 2**30
     assert namm.cache == pytest.approx(0.3 * 4 * 2**30)
@@ -129,15 +129,15 @@ def test_memory_and_hours_by_hand():
     # LongBench's own limits (config/dataset2maxlen.json), in the order of its 21 tasks.
     limits = [128, 128, 64, 64, 32, 32, 32, 128, 512, 512, 512, 512, 64, 32, 128, 64, 32, 32, 32, 64, 64]
     one, plain = seconds(sum(limits) / 21)
-    assert made.table_hours == pytest.approx(3150 * (3 * one + plain) / 3600, rel=1e-6)
-    assert made.hours == pytest.approx(hours + made.table_hours, rel=1e-6)
+    assert made.sized.table_hours == pytest.approx(3150 * (3 * one + plain) / 3600, rel=1e-6)
+    assert made.hours == pytest.approx(hours + made.sized.table_hours, rel=1e-6)
     assert f"{made.hours:,.0f} h" in printed(made)
 
 
 def test_faster_gpus_and_what_is_kept():
     hours = [planned(PAPER, kept=k).hours for k in (0.1, 0.5, 1.0)]
     assert hours == sorted(hours) and hours[0] < hours[2]
-    assert planned(PAPER, kept=0.1).worst_hours == pytest.approx(hours[2])
+    assert planned(PAPER, kept=0.1).sized.worst_hours == pytest.approx(hours[2])
     assert planned(PAPER, tflops=2000.0).hours < planned(PAPER).hours
     assert planned(PAPER, "model.dtype=float32").gpu.tensor == 67  # no tensor cores for float32
 
@@ -203,6 +203,16 @@ def test_nothing_is_touched(tmp_path):
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_a_memory_is_as_large_as_its_scorer_makes_it(tmp_path):
+    """theta is counted from the configuration, whatever the scorer, and without torch."""
+    done = dry(tmp_path, str(PAPER), "--dry-run", "memory.scorer=mlp")
+    assert done.returncode == 0 and "TOUCHED [] []" in done.stderr, done.stderr
+    assert "a memory 2.6 KiB run folder" in " ".join(done.stdout.split())
+    assert "memory.scorer is mlp: FLOP" in done.stdout
+    wide = planned(PAPER, "memory.hidden=64").theta
+    assert (planned(PAPER).theta, wide) == (4 * 4172, 4 * (25 * 192 + 192 + 64 * 50 + 50 + 25 + 1))
+
+
 def test_a_shape_in_the_hubs_cache(tmp_path):
     """config.json of a repository that was fetched before is what counts, not the table."""
     repository = tmp_path / "hf" / "hub" / "models--meta-llama--Meta-Llama-3-8B"
@@ -256,7 +266,7 @@ def test_what_is_not_known_is_said(tmp_path):
 
 def test_shapes(tmp_path):
     """The table against models of those shapes, the shipped folder against its weights."""
-    classes = {"meta-llama": LlamaConfig, "Qwen": Qwen3Config}
+    classes = {"meta-llama": LlamaConfig, "HuggingFaceTB": LlamaConfig, "Qwen": Qwen3Config, "google": Gemma3TextConfig}
     for path, known in shapes.KNOWN.items():
         config = classes[path.partition("/")[0]](
             num_hidden_layers=known.layers,
@@ -271,6 +281,8 @@ def test_shapes(tmp_path):
         with torch.device("meta"):
             real = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
         assert known.parameters == pytest.approx(real, rel=1e-3), path
+    fetched = shapes.find(ModelConfig("smollm2"))[0]
+    assert fetched.layers == 30 and fetched.bytes == 4
     folder = ROOT / "models" / "recall-small"
     found, where = shapes.find(ModelConfig(str(folder)))
     with safe_open(folder / "model.safetensors", "np") as weights:
@@ -307,4 +319,4 @@ stages:
     assert found["tasks.source"] == "line 7"
     assert found["stages.0.train"] == "line 9: behind a list"
     assert found["train"] == found["generations"] == "follows from other settings"
-    assert found["search.sigma0"] == "default of orchestrator.search.SearchConfig"
+    assert found["search.sigma0"] == "default of orchestrator.search.algorithms.cma_es.CMAESConfig"

@@ -1,8 +1,8 @@
 """ChouBun: four tasks on long Japanese texts. Knows no model.
 
 Files: `<task>/test-*.parquet` as on the Hub, or `<task>.jsonl`; records have `input`, `context` and `answers`.
-Prompts and limits are read from the benchmark's own `dataset2prompt.json` and `dataset2maxlen.json`, which are in
-its code repository (`ChouBun/config`), not in the data set.
+Prompts and limits are read from the benchmark's own `dataset2prompt.json` and `dataset2maxlen.json`, which are part of
+its code repository (`ChouBun/config`), not of the data set.
 
 Source: SakanaAI/ChouBun (Cetin et al., arXiv 2410.13166, appendix).
 """
@@ -50,6 +50,7 @@ class ChouBunTasks(Benchmark):
         super().__init__(config)
 
     def read(self, task: str) -> Records:
+        """The records of `<task>.jsonl` or the task's parquet file."""
         names = (f"{task}/test-00000-of-00001.parquet", f"{task}.jsonl", f"data/{task}.jsonl")
         what = f"ChouBun's {task}"
         file = locate(self.config.path, self.config.revision, names, what)
@@ -59,6 +60,7 @@ class ChouBunTasks(Benchmark):
         return self.filled(task, record) or fill(self._of(task, PROMPTS), record, f"{PROMPTS}, {task}")
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
+        """The sample of a record, its prompt from the prompt files unless a template is configured."""
         return Sample(
             task=task,
             split=split,
@@ -74,7 +76,7 @@ class ChouBunTasks(Benchmark):
         )
 
     def fingerprint(self, task: str) -> str:
-        """Digest of the records, and what the prompt files say of the task."""
+        """Digest of the records, and what the prompt files say about the task."""
         parts = [super().fingerprint(task)]
         if task not in self.config.templates:
             parts.append(self._of(task, PROMPTS))
@@ -84,10 +86,10 @@ class ChouBunTasks(Benchmark):
         return "\n".join(parts)
 
     def _of(self, task: str, name: str) -> Any:
-        """What a prompt file says of a task."""
+        """What a prompt file says about a task. Raises ValueError if that is missing or of another type."""
         if name not in self._files:
-            place, key = self.config.prompts or self.config.path, "tasks.prompts"
-            file = locate(place, self.config.revision, (f"config/{name}", name), "ChouBun's prompt files", key)
+            folder, key = self.config.prompts or self.config.path, "tasks.prompts"
+            file = locate(folder, self.config.revision, (f"config/{name}", name), "ChouBun's prompt files", key)
             self._files[name] = (file, read_json(file, "one entry a task"))
         file, entries = self._files[name]
         try:

@@ -60,6 +60,7 @@ class InfiniteBenchTasks(Benchmark):
         super().__init__(config)
 
     def read(self, task: str) -> Records:
+        """The records of `<task>.jsonl`."""
         file = task + "g" if task.endswith("_en") else task  # the files say "eng"
         names = tuple(dict.fromkeys((f"{file}.jsonl", f"{task}.jsonl")))
         what = f"InfiniteBench's {task}"
@@ -74,6 +75,7 @@ class InfiniteBenchTasks(Benchmark):
             raise ValueError(f"expected the answer to be one of its options, found {fields.shown(record['answer'][0])}")
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
+        """The sample of a record, with `lm_eval`'s prompt unless a template is configured."""
         record = _texts(record)
         asked = self._task(task, record)
         return Sample(
@@ -92,7 +94,7 @@ class InfiniteBenchTasks(Benchmark):
         )
 
     def grade(self, task: str, split: str, index: int, prediction: str) -> float:
-        """`lm_eval`'s score of an answer."""
+        """`lm_eval`'s score of an answer, 0 to 1."""
         record = _texts(self.record(task, split, index))
         return self._task(task, record).grade(record, prediction)
 
@@ -103,12 +105,12 @@ class InfiniteBenchTasks(Benchmark):
 
 
 def _texts(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with its answers and options as lists of texts; some files have numbers, or one text."""
+    """A record with its answers and options as lists of texts; some files have numbers, or a single text."""
     return {**record, "answer": list(texts(record["answer"])), "options": list(texts(record["options"] or ()))}
 
 
 def _expected(task: str, record: dict[str, Any]) -> tuple[str, ...]:
-    """What a model should write: the letter of the right option, where it is to choose one."""
+    """What a model should write: the letter of the right option if it has to choose one, else the answers."""
     answers, options = record["answer"], record["options"]
     if task in CHOICES:
         return (choices.LETTERS[options.index(answers[0])],)

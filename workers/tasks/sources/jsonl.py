@@ -1,7 +1,7 @@
-"""Plain tasks of one's own: a file of JSON lines each. Knows no model.
+"""Your own tasks, each a file of JSON lines. Knows no model.
 
 Files: `<task>.jsonl`, one record a line with `context`, `question`, `answers` (a list), `metric` (a name in
-`workers.tasks.metrics`) and `max_new_tokens`; `all_classes` and `stop` (lists) and `language` where wanted.
+`workers.tasks.metrics`) and `max_new_tokens`; `all_classes` and `stop` (lists) and `language` are optional.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class JsonlConfig(BenchmarkConfig):
     """Which files."""
 
     template: str = "{context}\n\n{question}"
-    """Prompt of all tasks that `templates` does not name."""
+    """Prompt template of all tasks that `templates` does not name."""
 
 
 class JsonlTasks(Benchmark):
-    """Tasks of one's own (a `TaskSet`)."""
+    """The tasks of one folder (a `TaskSet`)."""
 
     config: JsonlConfig
 
     @property
     def known(self) -> tuple[str, ...]:
-        """Every `*.jsonl` in the folder."""
+        """Every `*.jsonl` in the folder. Raises ValueError if there is none."""
         folder = Path(self.config.path)
         found = tuple(sorted(file.stem for file in folder.glob("*.jsonl"))) if folder.is_dir() else self.config.tasks
         if not found:
@@ -50,6 +50,7 @@ class JsonlTasks(Benchmark):
         return found
 
     def read(self, task: str) -> Records:
+        """The records of `<task>.jsonl`. Raises ValueError, one line, also for an unknown metric."""
         file = locate(self.config.path, self.config.revision, (f"{task}.jsonl",), f"task {task}")
         return Records(file, FIELDS, "context", check=partial(self.check, task))
 
@@ -60,6 +61,7 @@ class JsonlTasks(Benchmark):
         metrics.check(record["metric"], texts(record["answers"]), texts(record.get("all_classes") or ()) or None)
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
+        """The sample that a record describes."""
         return Sample(
             task=task,
             split=split,

@@ -1,8 +1,8 @@
 """LongBench: 21 tasks in English, Chinese and code. Knows no model.
 
 Files: `data/<task>.jsonl` (or `data.zip` with them), one record a line with `input`, `context`, `answers` and
-`all_classes`, as the data set has them. Prompts are `lm_eval`'s, which are LongBench's own. Any other file in that
-format is a task too, by its name, with a template of one's own.
+`all_classes`, as in the data set. Prompts are `lm_eval`'s, which are LongBench's own. Any other file in that format is
+a task too, by its name, if `templates` has a prompt for it.
 
 Source: THUDM/LongBench (arXiv 2308.14508), `config/dataset2maxlen.json`, `eval.py` and `pred.py`.
 """
@@ -21,7 +21,7 @@ from workers.tasks.records import Records, locate
 
 
 class Facts(NamedTuple):
-    """What LongBench says of a task."""
+    """What LongBench says about a task."""
 
     metric: str
     max_new_tokens: int
@@ -70,7 +70,7 @@ class LongBenchConfig(BenchmarkConfig):
     path: str = "zai-org/LongBench"
     """Folder that holds `data/<task>.jsonl` or `data.zip`, or a data set on the Hub."""
     metrics: dict[str, str] = field(default_factory=dict)
-    """Metrics (`workers.tasks.metrics`) of tasks that are not LongBench's; without one it is `qa_f1_score`."""
+    """Metrics (`workers.tasks.metrics`) of tasks that are not LongBench's, by task; the default is `qa_f1_score`."""
 
 
 class LongBenchTasks(Benchmark):
@@ -80,6 +80,7 @@ class LongBenchTasks(Benchmark):
     config: LongBenchConfig
 
     def __init__(self, config: LongBenchConfig) -> None:
+        """Raises ValueError for an unknown task or metric."""
         for task, metric in config.metrics.items():
             if metric not in METRICS:
                 raise ValueError(f"metrics: unknown metric {metric!r} of {task}; known: {', '.join(METRICS)}")
@@ -91,6 +92,7 @@ class LongBenchTasks(Benchmark):
         return self.config.max_new_tokens.get(task, FACTS[task].max_new_tokens if task in FACTS else None)
 
     def read(self, task: str) -> Records:
+        """The records of `<task>.jsonl`, from the folder or its archive."""
         names = (f"data/{task}.jsonl", f"{task}.jsonl", "data.zip")
         file = locate(self.config.path, self.config.revision, names, f"LongBench's {task}")
         member = f"data/{task}.jsonl" if file.suffix == ".zip" else None
@@ -104,6 +106,7 @@ class LongBenchTasks(Benchmark):
             metrics.check(metric, texts(record["answers"]), classes)
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
+        """The sample of a record, with LongBench's prompt unless a template is configured."""
         facts = self._facts(task)
         return Sample(
             task=task,
