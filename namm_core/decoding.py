@@ -16,6 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from namm_core.support import cache_argument
+
 
 def along(
     model: PreTrainedModel,
@@ -41,7 +43,7 @@ def along(
         fed.to(model.device),
         attention_mask=pad(mask, (0, width), value=True).to(model.device),
         position_ids=(mask.sum(1, keepdim=True) + torch.arange(width)).to(model.device),
-        past_key_values=_fork(past),
+        **{cache_argument(model): _fork(past)},
         use_cache=True,
     )
     return torch.cat([logits[:, None], out.logits.float()], dim=1)
@@ -85,7 +87,7 @@ def greedy(
             fed.to(model.device),
             attention_mask=mask.to(model.device),
             position_ids=positions.to(model.device),
-            past_key_values=past,
+            **{cache_argument(model): past},
             use_cache=True,
             logits_to_keep=1,
         )

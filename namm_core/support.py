@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
-    from namm_core.cache import MemoryCache
+from namm_core.protocols import Fed
 
 _KINDS = {"full_attention", "sliding_attention"}
 
@@ -29,6 +27,14 @@ UNREAD = (
     "keys were stored that this memory's attention never read: an earlier call stopped midway, or the model's "
     "attention was changed since (make a new MemoryCache), or a layer of this model does not use it (not supported)"
 )
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What `forward` and `generate` of a model call their cache: `cache` since transformers 5.24.
+
+    The name before, `past_key_values`, is taken until version 6, with a warning.
+    """
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -49,23 +55,23 @@ def check_model(model: PreTrainedModel) -> None:
         raise ValueError(f"{name} has layers that share keys, or store other things; a memory serves plain attention")
 
 
-def watch(model: PreTrainedModel, cache: MemoryCache) -> RemovableHandle:
+def watch(model: PreTrainedModel, cache: Fed) -> RemovableHandle:
     """Checks each call of `model` with `cache` before it begins; ends with the handle, or with the cache."""
     names = list(inspect.signature(model.forward).parameters)
     of = weakref.ref(cache)  # a hook that held the cache would keep it for as long as the model lives
 
     def before(_, args: tuple, kwargs: dict[str, Any]) -> None:
         call = dict(zip(names, args, strict=False)) | kwargs
-        given = call.get("cache", call.get("past_key_values"))
-        if given is not None and given is of():
-            check_call(given, call)
+        ours: Fed | None = of()
+        if ours is not None and any(call.get(name) is ours for name in ("cache", "past_key_values")):
+            check_call(ours, call)
 
     handle = model.register_forward_pre_hook(before, with_kwargs=True)
     weakref.finalize(cache, handle.remove)
     return handle
 
 
-def check_call(cache: MemoryCache, call: dict[str, Any]) -> None:
+def check_call(cache: Fed, call: dict[str, Any]) -> None:
     """Raises ValueError, one line, for a call whose answer would be wrong. call: the arguments of `forward`."""
     if call.get("output_attentions"):
         raise ValueError("heads of a memory hold different tokens: for output_attentions, call the model without it")

@@ -18,7 +18,8 @@ import torch
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector, policies
 from namm_core.attention import fused
-from namm_core.policies import Oracle, Policy
+from namm_core.policies import Oracle
+from namm_core.protocols import Policy
 from workers import plugins, targets
 from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from namm_core import MemoryCache, Namm
-from namm_core.policies.base import State, View
+from namm_core.protocols import State, View
 from namm_core.sensitivity import own_derivatives
 from workers.evaluator import Evaluator
 from workers.targets.language import Language

@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from namm_core import MemoryCache, Namm, NammConfig, policies
-from namm_core.policies import H2O, L2, Budgeted, ExpectedAttention, Full, Oracle, Random, SnapKV
+from namm_core.policies import H2O, L2, ExpectedAttention, Full, Oracle, Random, SnapKV
 from tests.namm_core import reference_policies as reference
 
 INTERVAL, TOKENS = 32, 150
@@ -27,7 +27,7 @@ def scattered_namm(scorer: str, interval: int = INTERVAL) -> Namm:
     return Namm(config, torch.randn(size, generator=torch.Generator().manual_seed(3)) * 0.1)
 
 
-BUDGETED = [name for name in policies.names() if issubclass(policies.named(name), Budgeted)]
+BUDGETED = [name for name in policies.names() if policies.named(name).takes_budget]
 POLICIES = {
     "namm": partial(scattered_namm, "bam"),
     "namm-mlp": partial(scattered_namm, "mlp"),
@@ -235,8 +235,8 @@ def test_a_policy_is_added_by_writing_its_file(tmp_path):
     """In a copy of the package, where nothing else is touched; names are listed without torch."""
     shutil.copytree(Path(policies.__file__).parents[1], tmp_path / "namm_core")
     (tmp_path / "namm_core" / "policies" / "odd_ones.py").write_text(
-        "from namm_core.policies.base import Stateless\n"
-        "class OddOnes(Stateless):\n"
+        "from namm_core.policy import BasePolicy\n"
+        "class OddOnes(BasePolicy):\n"
         "    def keep(self, state, view):\n"
         "        return view.positions % 2 == 1\n"
     )
@@ -306,7 +306,7 @@ def test_what_the_baselines_keep(model, prompt):
         model(prompt[:, :INTERVAL], past_key_values=full)
     with MemoryCache(model, L2(20, INTERVAL)) as cache, torch.no_grad():
         model(prompt[:, :INTERVAL], past_key_values=cache)
-    norms = full.layers[0].held.keys[0, 1, :-1].norm(dim=-1)
+    norms = full.layers[0].stored.keys[0, 1, :-1].norm(dim=-1)
     expected = sorted(norms.argsort()[:19].tolist()) + [INTERVAL - 1]  # the newest always stays
     assert cache.kept_positions(0)[0][1].tolist() == expected
 

@@ -7,11 +7,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from namm_core import MemoryCache, Namm, NammConfig, loops
 from namm_core.answering import prefill
 from namm_core.attention import tiles
-from namm_core.cache import MemoryLayer
 from namm_core.layer.blocks import Block
+from namm_core.layer.memory_layer import MemoryLayer
 from namm_core.policies import Streaming
 from namm_core.policies.h2o import H2O
-from namm_core.scoring.scorers import bam
+from namm_core.scoring import backward_attention
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids="{} heads a group".format)
@@ -29,12 +29,12 @@ def model(request):
     return LlamaForCausalLM(config).eval()
 
 
-def read(model, policy) -> tuple[torch.Tensor, torch.Tensor, list]:
+def read(model, policy, **settings) -> tuple[torch.Tensor, torch.Tensor, list]:
     """Logits, kept counts and all kept positions after two prompts, for each of two candidates."""
     random = torch.Generator().manual_seed(1)
     prompts = [torch.randint(0, 64, (tokens,), generator=random) for tokens in (700, 670)] * 2
     with MemoryCache(model, policy) as cache, torch.inference_mode():
-        logits, _ = prefill(model, prompts, cache)
+        logits, _ = prefill(model, prompts, cache, **settings)
         kept = [head for layer in range(2) for row in cache.kept_positions(layer) for head in row]
         return logits, cache.kept_counts(), kept
 
@@ -49,7 +49,7 @@ def test_logits_that_are_bounded_and_those_that_are_not(model, monkeypatch, poli
     logits, counts, kept = read(model, policies()[policy])
     assert len(counts.unique()) > 1 or policy == "h2o"
     monkeypatch.setattr(tiles, "LARGEST", 0.0)
-    monkeypatch.setattr(bam, "LARGEST", 0.0)
+    monkeypatch.setattr(backward_attention, "LARGEST", 0.0)
     others = read(model, policies()[policy])
     torch.testing.assert_close(others[0], logits, rtol=0, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(kept, others[2], strict=True))
@@ -65,10 +65,9 @@ def test_loops_compiled_and_not(model, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(kept, others[2], strict=True))
 
 
-def test_one_call_and_several(model, monkeypatch):
+def test_one_call_and_several(model):
     logits, _, kept = read(model, policies()["namm"])
-    monkeypatch.setattr("namm_core.generation.AT_ONCE", 4 * 160)
-    others = read(model, policies()["namm"])
+    others = read(model, policies()["namm"], at_once=4 * 160)
     torch.testing.assert_close(others[0], logits, rtol=0, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(kept, others[2], strict=True))
 
@@ -94,12 +93,12 @@ def test_the_longest_key_is_found_after_others_were_forgotten():
     random = torch.Generator().manual_seed(0)
     keys = torch.randn(1, 2, 96, 8, generator=random)
     keys[0, :, 0] *= 100  # a sink, which stays
-    layer.lazy_initialization(keys[:, :, :0], keys[:, :, :0])
-    layer.open(96)
-    for block in layer.plan(96, None):
+    layer.update(keys, keys)
+    for block in layer.begin_read(96):
         layer.append(block.take(keys), block.take(keys), block)
-        layer.finish(block, None)
-    assert layer.keys.shape[2] == 64
-    torch.testing.assert_close(layer.longest_keys(), keys[0, :, 0].norm(dim=-1))
+        layer.finish(block)
+    held = layer.content
+    assert held.keys.shape[2] == 64
+    torch.testing.assert_close(held.longest_keys(), keys[0, :, 0].norm(dim=-1))
     layer.append(keys[:, :, :1] * 2, keys[:, :, :1], Block([96], [1], [False], slice(0, 1)))
-    torch.testing.assert_close(layer.longest_keys(), 2 * keys[0, :, 0].norm(dim=-1))
+    torch.testing.assert_close(held.longest_keys(), 2 * keys[0, :, 0].norm(dim=-1))

@@ -78,7 +78,7 @@ def test_what_is_compiled_is_kept_for_the_next_process(tmp_path):
     if not loops.NUMBA:
         pytest.skip("numba is not installed")
     code = (
-        "import numpy as np, sys; from namm_core import transform\n"
+        "import numpy as np, sys; from namm_core.scoring import spectrogram_loops as transform\n"
         "loop = transform._written(8); n = transform.KEYS\n"
         "total = np.zeros(5 * n, np.float32)\n"
         "loop(np.ones(4 * n, np.float32), np.ones(4 * n, np.float32), total, np.float32(0.5))\n"
