@@ -91,7 +91,8 @@ def page(job: JobSpec, rows: list[dict], results: list[dict], whole: dict, secon
     lines = [
         "# The headline, measured",
         "",
-        "This page is written by `make headline`. All seeds share the held-out samples: in the pooled table, a sample's "
+        "This page is written by `make headline`. All seeds share the held-out samples: in the pooled table, a sample's"
+        " "
         "scores are averaged over the seeds before the paired interval is computed.",
         "",
         "## The base at its best",

@@ -42,7 +42,7 @@ class RecordsConfig:
         if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
             raise ValueError(f"fractions must be three shares that sum to 1, not {list(self.fractions)}")
         for name in ("templates", "max_new_tokens", "stop"):
-            if self.tasks and (unknown := set(getattr(self, name)) - set(self.tasks)):
+            if self.tasks and (unknown := set(vars(self)[name]) - set(self.tasks)):
                 raise ValueError(f"{name} names {', '.join(sorted(unknown))}, which tasks does not")
         for task, limit in self.max_new_tokens.items():
             if limit < 1:
