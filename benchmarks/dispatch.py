@@ -23,8 +23,9 @@ from benchmarks.waiting import WaitingFleet
 from namm_core.config import NammConfig
 from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.dispatch.ray_connection import connected
-from orchestrator.dispatch.ray_fleet import Fleet, RayFleet
+from orchestrator.dispatch.ray_fleet import RayFleet
 from orchestrator.evolution.loop import evolve
+from orchestrator.protocols import Fleet
 from orchestrator.search.algorithms.cma_es import CMAESConfig
 from orchestrator.spec import FitnessSpec, JobSpec, ValidationSpec, WorkerSpec
 from orchestrator.storage.journal import Journal

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import click
 
 from namm_core import plugins
-from orchestrator.dispatch.dispatcher import WorkFailed
+from orchestrator.dispatch.work import WorkFailed
 
 COMMANDS = "orchestrator.commands"
 """Package of the subcommands: each module has its `command`."""

@@ -19,7 +19,6 @@ from orchestrator.evaluation.held_out import check_policies, compare, held_out_s
 from orchestrator.evaluation.sizes import Sized, Sizing
 from orchestrator.evolution.loop import Outcome, evolve
 from orchestrator.evolution.samples import validation_samples
-from orchestrator.policy_entries import policy_entries
 from orchestrator.protocols import Recorder
 from orchestrator.report import model_card as card
 from orchestrator.report import pictures
@@ -38,7 +37,7 @@ def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
 
     Raises ValueError, one line, for bad input, before anything is written.
     """
-    policies = policy_entries(job.evaluation.policies)
+    policies = job.evaluation.policies
     check_policies(policies)
     for label in ("full", "namm"):
         if label not in [entry.label for entry in policies]:
@@ -77,9 +76,7 @@ def _run(job: JobSpec, workplace: Workplace, display: Display) -> dict[str, Any]
     validation = validation_samples(job, _trained(outcome), size)
     sized = Sizing(dispatcher.evaluate, outcome.best, validation).at_most(job.evaluation.kept_at_most)
     _export(sized.memory, job, workplace.folder / MEMORY)
-    records = compare(
-        dispatcher.evaluate, sized.memory, policy_entries(job.evaluation.policies), held_out, display.comparison
-    )
+    records = compare(dispatcher.evaluate, sized.memory, job.evaluation.policies, held_out, display.comparison)
     files.write_lines(workplace.folder / "samples.jsonl", records)
     times = {"search_seconds": search_seconds, "seconds": time.monotonic() - started}
     result = summarise(records, _about(job, workplace, outcome, sized) | times)

@@ -150,8 +150,10 @@ class Evaluator:
                     "oracle: these tasks do not say where their answers stand; leave it out of the policies"
                 )
             return Oracle([torch.from_numpy(sample.relevant).long() for sample in samples], interval)
-        budgets = _budgets(spec.budget, [sample.tokens for sample in samples], interval)
-        return policies.named(spec.name)(budget=budgets, update_interval=interval)
+        policy, arguments = policies.named(spec.name), policies.check(spec.name, spec.options, spec.budget)
+        if policy.takes_budget:
+            arguments["budget"] = _budgets(spec.budget, [sample.tokens for sample in samples], interval)
+        return policy(update_interval=interval, **arguments)
 
     def _namm(self, specs: tuple[PolicySpec, ...], samples: int) -> Namm:
         """One memory for all rows: row = policy * samples + sample."""

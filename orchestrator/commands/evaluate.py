@@ -84,7 +84,7 @@ def _asked(
     if Path(namm).is_dir():
         namm = str(Path(namm).absolute())
     given.setdefault("policies", tuple(map(PolicyEntry, curve_spec.known_policies())))
-    if model:
+    if model and ANEW not in [policy.name for policy in given["policies"]]:
         given["policies"] += (PolicyEntry(ANEW),)
     return EvaluateSpec(dataclasses.replace(job, name=name or f"{job.name}-evaluate"), namm, **given)
 

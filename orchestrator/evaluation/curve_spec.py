@@ -48,6 +48,9 @@ class EvaluateSpec:
         for name in self.others:
             if not name.startswith("namm-") or name == ANEW:
                 raise ValueError(f"a further NAMM is called namm-..., and not {ANEW}: {name!r}")
+        labels = [policy.label for policy in self.policies]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"policies names {twice} twice")
         for name, least in (("samples", len(self.job.kinds)), ("validation", 1), ("timing", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")

@@ -17,7 +17,6 @@ from orchestrator.plan import cost as sizing
 from orchestrator.plan import model_shapes as shapes
 from orchestrator.plan import provenance as origin
 from orchestrator.plan.provenance import Value
-from orchestrator.policy_entries import policy_entries
 from orchestrator.spec import JobSpec
 from workers.tasks.loading import load_tasks
 
@@ -251,7 +250,7 @@ def _table_hours(
     job: JobSpec, limits: Mapping[str, int], model: sizing.Model, one: sizing.Job, gpu: sizing.Gpu
 ) -> float:
     one = dataclasses.replace(one, answer=_mean_limit(limits, job.kinds))
-    names = [entry.name for entry in policy_entries(job.evaluation.policies)]
+    names = tuple(entry.name for entry in job.evaluation.policies)
     return _seconds(job.evaluation.samples, names, model, one, gpu) / 3600
 
 
