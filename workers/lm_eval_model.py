@@ -24,8 +24,9 @@ import torch
 from transformers import PreTrainedModel
 
 from namm_core import MemoryCache, Namm, policies
-from namm_core.policies import Policy
+from namm_core.protocols import Policy
 from workers import models
+from workers.plugins import add as add_plugins
 
 try:
     from lm_eval.api.registry import register_model
@@ -53,6 +54,7 @@ class NammLM(HFLM):
         update_interval: tokens between two updates of a policy, 512 where none is given; a NAMM has its own.
         ntk_alpha: NTK scaling of the rotary embedding. None: what the memory was evolved with, as its model card says;
             1 (none) for other policies.
+        plugins: a folder of plug-ins, or a package, in which the policy may be.
         device: None takes a GPU where there is one.
         max_length: longest text in tokens; None: what the model's configuration says, times `ntk_alpha`.
         settings: options of the policy, and whatever else `lm_eval`'s `hf` takes.
@@ -68,6 +70,7 @@ class NammLM(HFLM):
         budget: int | float | None = None,
         update_interval: int | None = None,
         ntk_alpha: float | None = None,
+        plugins: str | None = None,
         device: str | None = None,
         max_length: int | None = None,
         **settings: Any,
@@ -75,8 +78,9 @@ class NammLM(HFLM):
         if (memory is None) == (policy is None):
             raise Refused("model_args: give memory=PATH, a saved NAMM, or policy=NAME, one of them")
         try:
+            add_plugins(() if plugins is None else (str(plugins),))
             if policy is not None:
-                self.policy = _policy(str(policy), budget, update_interval, settings)
+                self.policy: Policy = _policy(str(policy), budget, update_interval, settings)
             else:
                 self.policy = _memory(str(memory), budget, update_interval)
         except ValueError as error:
@@ -162,20 +166,15 @@ def _memory(memory: str, budget: int | float | None, update_interval: int | None
 
 def _policy(name: str, budget: int | float | None, update_interval: int | None, settings: dict[str, Any]) -> Policy:
     """The policy by name; takes its own options out of `settings`."""
+    given = {option: settings.pop(option) for option in policies.options(name) if option in settings}
+    options = policies.check(name, given, budget)
     kind = policies.named(name)
-    known = inspect.signature(kind).parameters
-    if "relevant" in known:
+    if "relevant" in inspect.signature(kind).parameters:
         raise ValueError(f"the policy {name} must be told where the answers are, which lm_eval's tasks do not say")
-    options = {option: settings.pop(option) for option in known if option in settings}
-    for option, value in (("budget", budget), ("update_interval", update_interval)):
-        if value is not None and option not in known:
-            raise ValueError(f"the policy {name} takes no {option}: leave it out")
-        if value is not None:
-            options[option] = value
-    missing = [o for o, parameter in known.items() if parameter.default is parameter.empty and o not in options]
-    if missing:
-        raise ValueError(f"the policy {name} needs {', '.join(f'{option}=...' for option in missing)}")
-    return kind(**options)
+    if kind.takes_budget and budget is None:
+        raise ValueError(f"the policy {name} needs budget=..., a fraction or a number of tokens")
+    given = {"budget": budget, "update_interval": update_interval}
+    return kind(**options, **{option: value for option, value in given.items() if value is not None})
 
 
 def main() -> None:

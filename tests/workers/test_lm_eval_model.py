@@ -229,8 +229,11 @@ def test_policies_take_budgets_and_options(small_model):
         ({"memory": "a", "policy": "full"}, "one of them"),
         ({"policy": "snapvk"}, "unknown policy 'snapvk'; did you mean 'snapkv'"),
         ({"policy": "snapkv"}, "the policy snapkv needs budget=..."),
+        ({"policy": "snapkv", "budget": 0.2, "kernel": 4}, "kernel must be odd, not 4"),
+        ({"policy": "snapkv", "budget": 0.2, "window": "many"}, "window"),
+        ({"policy": "snapkv", "budget": 0.2, "plugins": "nowhere"}, "nowhere"),
         ({"policy": "snapkv", "budget": 1.5}, "a budget as a fraction lies above 0 and at most at 1"),
-        ({"policy": "full", "budget": 0.5}, "the policy full takes no budget"),
+        ({"policy": "full", "budget": 0.5}, "policy full takes no budget"),
         ({"policy": "oracle"}, "oracle must be told where the answers are"),
         ({"memory": "models/recall-small"}, "model.safetensors holds no tensor named theta"),
         ({"policy": "full", "ntk_alpha": -1}, "ntk_alpha must be a positive number, not -1"),
@@ -258,5 +261,7 @@ def test_the_command(folder, small_model, memory, tmp_path):
     given[-1] = f"pretrained={small_model},policy=tova"
     done = subprocess.run([*program, *given], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "lm_eval: model_args: the policy tova needs budget=..."
+    assert done.stderr.splitlines()[-1] == (
+        "lm_eval: model_args: the policy tova needs budget=..., a fraction or a number of tokens"
+    )
     assert "Traceback" not in done.stderr
