@@ -68,6 +68,9 @@ def checked(
     for task in job.kinds:
         if task not in tasks.tasks:
             raise ValueError(f"unknown task {task!r} in train or heldout; tasks of this set: {', '.join(tasks.tasks)}")
+        tasks.fingerprint(task)  # reads all of its records: a bad one is found before anything is started
+    for task in job.train:
+        tasks.size(task, "train")
     if "oracle" in policies and not tasks.locates:
         raise ValueError("policies: oracle needs tasks that say where their answers stand: leave it out")
     for setting, refs in (samples or {}).items():

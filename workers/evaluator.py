@@ -1,8 +1,8 @@
 """The evaluator: policies and samples in, scores out. A pure function of both; plain Python, no Ray.
 
 A unit of work is some candidates times some samples, run as the rows of one batch. Its shape is fixed by the
-configuration, so that a score never depends on which machine computed it or what else it had to do. What the model
-is, and how it is scored, is the target's affair (`workers.targets`).
+configuration, so that a score never depends on which machine computed it or what else that machine had to do. What
+the model is, and how it is scored, is up to the target (`workers.targets`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from workers.unit import PolicySpec, SampleRef, SampleResult, Unit
 
 
 class Evaluator:
-    """Hosts the frozen model. Raises ValueError when model or tasks cannot be loaded."""
+    """Hosts the frozen model of one target, and evaluates policies with it.
+
+    Raises ValueError, one line, if plug-ins, model or tasks cannot be loaded, or the fused kernels cannot run.
+    """
 
     def __init__(self, config: EvaluatorConfig) -> None:
         torch.set_num_threads(config.threads)
@@ -41,7 +44,10 @@ class Evaluator:
         """Whether attention under a memory goes through Triton's kernels."""
 
     def evaluate(self, unit: Unit) -> list[list[SampleResult]]:
-        """Results[policy][sample] of one unit. Base scores, those of the full cache, are kept in Redis."""
+        """Results[policy][sample] of one unit; those of the full cache, the base scores, are kept in Redis.
+
+        Raises ValueError, one line, for policies that cannot share a batch, and for what a policy refuses.
+        """
         if [policy.name for policy in unit.policies] != ["full"]:
             return self._evaluate(unit)
         samples = [list(ref) for ref in unit.samples]
@@ -78,7 +84,8 @@ class Evaluator:
         return [results[i : i + len(samples)] for i in range(0, len(results), len(samples))]
 
     def statistics(self, samples: list[SampleRef]) -> tuple[np.ndarray, np.ndarray, float]:
-        """Mean, variance and count of the spectrogram features over full-cache runs of the samples."""
+        """Mean (features,), variance (features,) and count of the spectrogram features, over the samples' prompts read
+        with the full cache. Raises ValueError, one line, if no prompt reaches one update interval."""
         collector = StatisticsCollector(self.config.memory)
         for ref in samples:
             with MemoryCache(self.target.model, collector) as cache, torch.inference_mode():
@@ -92,8 +99,8 @@ class Evaluator:
         return found.mean.numpy(), found.var.numpy(), found.count
 
     def kept_map(self, spec: PolicySpec, ref: SampleRef) -> tuple[list[str], np.ndarray, list[int]]:
-        """One prompt's tokens as text, the share of layers and heads (tokens,) that hold each of them after it,
-        and the positions that answer it."""
+        """One prompt's tokens as text, the share of layers and heads (tokens,) that hold each of them after the prompt,
+        and the positions of the tokens that answer it. Raises ValueError for the full cache."""
         sample = self.target.sample(ref)
         with self._cache((spec,), [sample]) as cache, torch.inference_mode():
             if cache is None:
@@ -106,13 +113,13 @@ class Evaluator:
         return self.target.labels(sample)[: len(held)], held, sample.relevant.tolist()
 
     def timing(self, spec: PolicySpec, ref: SampleRef, tokens: int) -> Timing | None:
-        """What one sample's prompt and `tokens` forced tokens after it cost; None where a target has no speeds."""
+        """Time and memory for one sample's prompt and `tokens` forced tokens; None if the target has no speeds."""
         sample = self.target.sample(ref)
         with self._cache((spec,), [sample]) as cache:
             return self.target.measure(sample, cache, tokens)
 
     def prepare(self, samples: list[SampleRef]) -> int:
-        """Renders and tokenises the samples' prompts, which no other worker then has to; returns how many were new."""
+        """Renders and tokenises the samples' prompts, so that no other worker has to; returns how many were new."""
         misses = self.arrays.misses
         for ref in samples if self.target.stores else ():
             self.target.sample(ref)

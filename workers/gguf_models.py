@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from workers import node_cache
 
+PACKAGES = ("gguf", "accelerate")
+"""What transformers reads GGUF files with."""
 FORMAT = 1
 """Raised when this file comes to write other folders from the same GGUF."""
 
@@ -34,13 +38,21 @@ def folder(file: Path, dtype: str) -> Path:
 
     Making it takes some ten seconds for 135 million parameters, and memory for all of them. Its name holds the file's
     digest, and the versions of the libraries that dequantise. Raises ValueError, one line, for a file that is damaged
-    or of a kind that transformers does not know, and where the package `gguf` is missing.
+    or of a kind that transformers does not know, and where a package is missing.
     """
     place = _place(file, dtype)
     if not place.is_dir():
-        if importlib.util.find_spec("gguf") is None:
-            raise ValueError(f"{file.name} needs the package gguf on every node: pip install 'namm[gguf]'")
+        _check_packages(file)
         node_cache.make_once(place, lambda part: _dequantise(file, dtype, part))
+    return place
+
+
+def tokenizer_folder(file: Path) -> Path:
+    """Folder of the tokenizer in a GGUF file alone; made where it is not there. Raises ValueError as `folder` does."""
+    place = _place(file, "tokenizer")
+    if not place.is_dir():
+        _check_packages(file)
+        node_cache.make_once(place, lambda part: _tokenizer(file).save_pretrained(part))
     return place
 
 
@@ -48,6 +60,12 @@ def made(file: Path, dtype: str) -> Path | None:
     """The same folder where it is there already; makes nothing."""
     place = _place(file, dtype)
     return place if place.is_dir() else None
+
+
+def _check_packages(file: Path) -> None:
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        wanted = " and ".join(missing)
+        raise ValueError(f"{file.name} needs the package {wanted} on every node: pip install 'namm[gguf]'")
 
 
 def _place(file: Path, dtype: str) -> Path:
@@ -68,15 +86,21 @@ def _digest(name: str, size: int, changed: int) -> str:
     return found.hexdigest()
 
 
+def _tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    with _one_line(file):
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+
+
 def _dequantise(file: Path, dtype: str, out: Path) -> None:
     logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    whole = {}
+    if hasattr(transformers, "GgufConfig"):  # it would leave weights packed where it finds a kernel for them
+        whole["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    tokenizer = _tokenizer(file)
+    with _one_line(file):
         model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=getattr(torch, dtype), local_files_only=True
+            file.parent, gguf_file=file.name, dtype=getattr(torch, dtype), local_files_only=True, **whole
         )
-    except Exception as error:  # parsers of a damaged file raise whatever its bytes happen to lead them to
-        raise ValueError(f"{file} is no GGUF model that can be read: {_reason(error)}") from None
     _plain(model)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -84,12 +108,20 @@ def _dequantise(file: Path, dtype: str, out: Path) -> None:
         written.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
+@contextmanager
+def _one_line(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # parsers of a damaged file raise whatever its bytes happen to lead them to
+        raise ValueError(f"{file} is no GGUF model that can be read: {_reason(error)}") from None
+
+
 def _plain(model: PreTrainedModel) -> None:
     """Takes off what says that the model came from a GGUF file; with it, transformers refuses to save the model."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
+    model.hf_quantizer = None  # type: ignore[assignment]  # torch takes any attribute of a module for a tensor
+    model.is_quantized = False  # type: ignore[assignment]
 
 
 def _reason(error: Exception) -> str:

@@ -31,7 +31,7 @@ from workers.config import ModelConfig
 
 
 def check(config: ModelConfig) -> None:
-    """Raises ValueError, one line, when the model cannot be there or would bring code; fetches no weights.
+    """Raises ValueError, one line, if there is no such model or it would bring code; fetches no weights.
 
     A GGUF file that is on this machine is dequantised, if no job here has done so.
     """
@@ -52,13 +52,17 @@ def settings(config: ModelConfig) -> PreTrainedConfig:
 
 
 def tokenizer(config: ModelConfig) -> Tokenizer:
-    """The model's tokenizer. Raises ValueError as `check` does."""
+    """The model's tokenizer alone; fetches no weights that are in safetensors. Raises ValueError, one line."""
     config = _named(config)
-    return _read(_find(config), config)[1]
+    folder = gguf_models.tokenizer_folder(_find_gguf(config)) if config.gguf is not None else _find(config)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(_one_line(config.path, error)) from None
 
 
 def settings_file(config: ModelConfig, name: str) -> dict:
-    """A JSON file beside the model's configuration; {} where it has none. Raises ValueError, one line."""
+    """A JSON file beside the model's configuration; {} if there is none. Raises ValueError, one line, if damaged."""
     file = _find(_named(config)) / name
     return _json(file) if file.is_file() else {}
 
@@ -101,7 +105,7 @@ def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """SHA-256 of what a fast tokenizer does, in full."""
+    """SHA-256 of a fast tokenizer's complete definition."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
@@ -158,9 +162,9 @@ def load(
 
 
 def check_fits(model: PreTrainedModel) -> None:
-    """Raises ValueError when a `device_map` left parts of the model to the CPU beside GPUs, or to the disk.
+    """Raises ValueError if a `device_map` left parts of the model to the CPU beside GPUs, or to the disk.
 
-    It would work, but every forward call would carry those weights to the GPU again.
+    That would work, but every forward call would copy those weights to the GPU again.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     outside = sum(p.device.type != device for p in model.parameters())
@@ -173,9 +177,9 @@ def check_fits(model: PreTrainedModel) -> None:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the files that transformers would read weights from, whether they are there or not.
+    """Names of the files that transformers would read weights from, whether they exist or not.
 
-    Raises ValueError, one line, where one is no safetensors file beside its configuration.
+    Raises ValueError, one line, if one is not a safetensors file beside the configuration.
     """
     name = _json(folder / "config.json").get("transformers_weights")  # a configuration may name its file
     index = folder / "model.safetensors.index.json"
@@ -277,7 +281,7 @@ def _find(config: ModelConfig) -> Path:
 
 
 def _to_fetch(folder: Path, config: ModelConfig) -> list[str]:
-    """Weights of a Hub model that are not there yet. Raises ValueError when they cannot be had."""
+    """Names of a Hub model's weight files that are not here yet. Raises ValueError if there are none to get."""
     files = [file for file in weight_files(folder) if not (folder / file).is_file()]
     if files and (Path(config.path).is_dir() or not hub.has(config.path, folder.name, files[0])):
         raise ValueError(

@@ -8,7 +8,7 @@ window and the angles from here:
 | `Spectrogram._magnitudes` in `spectrogram` | a block's whole attention, on any device: the plain form |
 | `_Watch` in `spectrogram` | tiles on any device: a matrix product with the whole basis |
 | `spectrogram_loops` | tiles on a CPU with numba: a fast transform, written out for its length |
-| `attention.triton_kernels.spectrogram` | tiles that are never written out: products of tensor cores |
+| `attention.triton_kernels.spectrogram_kernel` | tiles that are never written out: products of tensor cores |
 
 tests/namm_core/scoring/test_spectrogram.py holds the second and third against the first,
 tests/namm_core/attention/test_kernel.py the fourth; the first is held against recordings and an oracle in NumPy.

@@ -16,12 +16,15 @@ from huggingface_hub import try_to_load_from_cache
 from orchestrator.plan.cost import Model
 from workers.config import ModelConfig
 from workers.hub import is_repository
+from workers.model_packages import CATALOGUE
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one number, by precision."""
 
 _LLAMA_3 = Model(32, 4096, 32, 8, 128, 14336, 128_256)
 _LLAMA_32_1B = Model(16, 2048, 32, 8, 64, 8192, 128_256, tied=True)
+_SMOLLM2 = Model(30, 576, 9, 3, 64, 1536, 49_152, tied=True)
+_GEMMA3_270M = Model(18, 640, 4, 1, 256, 2048, 262_144, tied=True)
 _QWEN3_1B7 = Model(28, 2048, 16, 8, 128, 6144, 151_936, tied=True)
 _QWEN3_4B = Model(36, 2560, 32, 8, 128, 9728, 151_936, tied=True)
 _QWEN3_8B = Model(36, 4096, 32, 8, 128, 12288, 151_936)
@@ -30,6 +33,8 @@ KNOWN = {
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_3,
     "meta-llama/Llama-3.2-1B": _LLAMA_32_1B,
     "meta-llama/Llama-3.2-1B-Instruct": _LLAMA_32_1B,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2,
+    "google/gemma-3-270m": _GEMMA3_270M,
     "Qwen/Qwen3-1.7B": _QWEN3_1B7,
     "Qwen/Qwen3-1.7B-Base": _QWEN3_1B7,
     "Qwen/Qwen3-4B": _QWEN3_4B,
@@ -57,6 +62,8 @@ def find(config: ModelConfig) -> tuple[Model | None, str]:
     folder = Path(config.path) / "config.json"
     if folder.is_file():
         return _read(folder, size)
+    if config.path in CATALOGUE:
+        config = dataclasses.replace(config, path=CATALOGUE[config.path].repository)
     if not is_repository(config.path):
         return None, f"no folder {config.path} with a config.json, and no Hub repository (owner/name) either"
     cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)

@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.report import tables
 from orchestrator.spec import JobSpec
+from workers.model_packages import CATALOGUE
 
 TAGS = ["namm", "kv-cache", "long-context", "evolution", "custom_generate"]
 
@@ -52,7 +53,10 @@ def front_matter(job: JobSpec, result: Mapping[str, Any]) -> str:
 
 
 def base_model(job: JobSpec) -> str:
-    """The base model's name in the form that the Hub accepts: its repository, or the name of its folder."""
+    """The base model's name in the form that the Hub accepts: its repository (also that of a model fetched by name),
+    or the name of its folder."""
+    if job.model.path in CATALOGUE:
+        return CATALOGUE[job.model.path].repository
     folder = Path(job.model.path)
     name = folder.resolve().name if folder.is_dir() else job.model.path
     return re.sub(r"[^\w./-]+", "-", name)
@@ -111,22 +115,23 @@ def _about(job: JobSpec) -> str:
 
 
 def _usage(job: JobSpec) -> str:
-    path = job.model.path
-    load = [f'model = AutoModelForCausalLM.from_pretrained("{path}")']
+    path = base_model(job) if job.model.path in CATALOGUE else job.model.path
+    file = "" if job.model.gguf is None else f', gguf_file="{job.model.gguf}"'
+    load = [f'model = AutoModelForCausalLM.from_pretrained("{path}"{file})']
     imports = "AutoModelForCausalLM, AutoTokenizer"
     if job.model.ntk_alpha != 1.0:
         imports = f"AutoConfig, {imports}"
         load = [
-            f'config = AutoConfig.from_pretrained("{path}")',
+            f'config = AutoConfig.from_pretrained("{path}"{file})',
             "size = getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads",
             f"config.rope_parameters['rope_theta'] *= {job.model.ntk_alpha:g} ** (size / (size - 2))  # as evolved",
-            f'model = AutoModelForCausalLM.from_pretrained("{path}", config=config)',
+            f'model = AutoModelForCausalLM.from_pretrained("{path}", config=config{file})',
         ]
     lines = [
         f"from transformers import {imports}",
         "",
         *load,
-        f'tokenizer = AutoTokenizer.from_pretrained("{path}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{path}"{file})',
         'inputs = tokenizer("Some long text.", return_tensors="pt")',
         'memory = "FOLDER OR REPOSITORY OF THIS CARD"',
         "answer = model.generate(**inputs, custom_generate=memory, trust_remote_code=True, max_new_tokens=20)",

@@ -57,7 +57,7 @@ class Language(Target[Prompt]):
             return self._recent[ref]
         key = content_key(
             "prompt",
-            version=5,
+            version=6,
             tokenizer=self._tokenizer_digest,
             tasks=[self._tasks_digest, self.tasks.fingerprint(ref.task)],
             prompt=[self._prompt_choices, self._chat],

@@ -42,6 +42,9 @@ class Sample:
     """Whether a chat template may go around the prompt."""
     language: str = "en"
     """Its language as in ISO 639, or `code`."""
+    prefix: str = ""
+    """How the answer begins, which the model is given (RULER's answer prefix): on a line behind the prompt, or where a
+    chat template lets the model answer."""
     facts: tuple[tuple[int, int], ...] = ()
     """Character spans of all sentences that state facts, asked for or not; () if the task does not know them."""
 

@@ -39,14 +39,17 @@ class RecordsConfig:
     """Texts that end an answer, by task, in place of the benchmark's own."""
 
     def __post_init__(self) -> None:
-        if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
+        if len(self.fractions) != 3 or not min(self.fractions) >= 0 or not abs(sum(self.fractions) - 1) <= 1e-6:
             raise ValueError(f"fractions must be three shares that sum to 1, not {list(self.fractions)}")
         for name in ("templates", "max_new_tokens", "stop"):
-            if self.tasks and (unknown := set(getattr(self, name)) - set(self.tasks)):
+            if self.tasks and (unknown := set(vars(self)[name]) - set(self.tasks)):
                 raise ValueError(f"{name} names {', '.join(sorted(unknown))}, which tasks does not")
         for task, limit in self.max_new_tokens.items():
             if limit < 1:
                 raise ValueError(f"max_new_tokens of {task} must be at least 1, not {limit}")
+        for task, stops in self.stop.items():
+            if "" in stops:
+                raise ValueError(f"stop of {task} holds an empty text, which would end every answer: leave it out")
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,25 @@ def string_match(prediction: str, reference: str) -> float:
     return float(reference.lower() in prediction.lower())
 
 
+def string_match_list(prediction: str, reference: str) -> float:
+    """Share of the values which the reference lists, parted by ", ", that the prediction holds, whatever their case.
+
+    RULER's `string_match_all` where the reference is one text: what a model should write, in its order.
+    """
+    values = reference.lower().split(", ")
+    return sum(value in prediction.lower() for value in values) / len(values)
+
+
+def same_words(prediction: str, reference: str) -> float:
+    """Share of the reference's words that the prediction begins with, up to the first that is another one."""
+    words = reference.split()
+    given = prediction.split()
+    same = 0
+    while same < min(len(words), len(given)) and words[same] == given[same]:
+        same += 1
+    return same / len(words) if words else 0.0
+
+
 def _plain(metric: Callable[[str, str], float]) -> Callable[[str, str, Sequence[str] | None], float]:
     return lambda prediction, reference, all_classes: metric(prediction, reference)
 
@@ -164,6 +183,8 @@ METRICS: dict[str, Callable[[str, str, Sequence[str] | None], float]] = {
     "rouge_ja_score": _plain(rouge_ja_score),
     "string_match_all": _plain(string_match),
     "string_match_part": _plain(string_match),
+    "string_match_list": _plain(string_match_list),
+    "same_words": _plain(same_words),
 }
 _CHECKED = ("classification_score", "retrieval_score", "retrieval_zh_score")
 """Metrics that want more of references than to be texts; none needs a library."""

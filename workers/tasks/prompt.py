@@ -70,6 +70,11 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
     text, shift, templated = sample.prompt, 0, config.chat_template and sample.chat
     if templated:
         text, shift = _templated(sample.prompt, tokenizer, isinstance(sample, VideoSample))
+    asked = shift + len(sample.prompt.rstrip() if templated else sample.prompt)  # where the prompt ends in the text
+    if sample.prefix:
+        text += (
+            sample.prefix if templated and text[-1:].isspace() else f"{' ' if templated else chr(10)}{sample.prefix}"
+        )
     # A template writes the special tokens itself.
     special = config.bos == "auto" and not templated
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
@@ -82,8 +87,10 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
     body = shift + len(sample.prompt) - len(sample.prompt.lstrip()) if templated else 0
     for first, last in sample.relevant:
         relevant |= (starts < last + shift) & (ends > max(first + shift, body))
+    if sample.relevant and sample.prefix:  # what stands around the prompt opens the text, and asks
+        relevant |= (ends <= body) | (ends > asked)
     kept = middle_truncated(len(ids), config.max_tokens)
-    completion = sample.answers[0] if templated else sample.completion
+    completion = sample.answers[0] if templated and not sample.prefix else sample.completion
     reference = tokenizer(completion, add_special_tokens=False)["input_ids"]
     return Prompt(
         SampleRef(sample.task, sample.split, sample.index),

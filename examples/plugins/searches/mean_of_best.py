@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from orchestrator.search.base import AskAndTell
-from orchestrator.search.config import SearchConfig
 
 from namm_core.config import Range
+from orchestrator.search.base import AskAndTell
+from orchestrator.search.config import SearchConfig
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 import yaml
 from rich.console import Console
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
 from orchestrator import spec
 from orchestrator.plan import model_shapes as shapes
@@ -266,7 +266,7 @@ def test_what_is_not_known_is_said(tmp_path):
 
 def test_shapes(tmp_path):
     """The table against models of those shapes, the shipped folder against its weights."""
-    classes = {"meta-llama": LlamaConfig, "Qwen": Qwen3Config}
+    classes = {"meta-llama": LlamaConfig, "HuggingFaceTB": LlamaConfig, "Qwen": Qwen3Config, "google": Gemma3TextConfig}
     for path, known in shapes.KNOWN.items():
         config = classes[path.partition("/")[0]](
             num_hidden_layers=known.layers,
@@ -281,6 +281,8 @@ def test_shapes(tmp_path):
         with torch.device("meta"):
             real = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
         assert known.parameters == pytest.approx(real, rel=1e-3), path
+    fetched = shapes.find(ModelConfig("smollm2"))[0]
+    assert fetched.layers == 30 and fetched.bytes == 4
     folder = ROOT / "models" / "recall-small"
     found, where = shapes.find(ModelConfig(str(folder)))
     with safe_open(folder / "model.safetensors", "np") as weights:
