@@ -1,4 +1,4 @@
-"""Loops that are compiled where numba is installed, and what goes through them must be like.
+"""Loops that are compiled where numba is installed, and which tensors they take.
 
 Without numba, tensor operations do the same, with the same numbers up to rounding. Knows nothing of what loops compute.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 
 import numpy as np
@@ -15,11 +16,29 @@ import torch
 from torch import Tensor
 
 NUMBA = importlib.util.find_spec("numba") is not None
+"""Whether numba is installed."""
+_left_out = False
+
+
+def serve() -> bool:
+    """Whether compiled loops are used in this process: where numba is installed, outside of `left_out`."""
+    return NUMBA and not _left_out
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Has tensor operations do everything, as without numba, to compare them with the loops."""
+    global _left_out
+    before, _left_out = _left_out, True
+    try:
+        yield
+    finally:
+        _left_out = before
 
 
 def plain(*tensors: Tensor) -> bool:
-    """Whether compiled loops may work on these."""
-    return NUMBA and all(t.device.type == "cpu" and t.dtype == torch.float32 and not t.requires_grad for t in tensors)
+    """Whether compiled loops may work on these: float32 on the CPU, without a gradient."""
+    return serve() and all(t.device.type == "cpu" and t.dtype == torch.float32 and not t.requires_grad for t in tensors)
 
 
 def compiled(signature: str | None = None) -> Callable[[Callable], Callable]:

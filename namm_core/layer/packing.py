@@ -30,7 +30,7 @@ class Packing:
         self._shape, self._room = keep.shape, room
         self.counts: list[int] | None = None
         """Kept columns of each head, rows end to end; None where counting them would mean waiting for a device."""
-        self._compiled = loops.NUMBA and keep.device.type == "cpu"
+        self._compiled = loops.serve() and keep.device.type == "cpu"
         self._tokens: dict[int, Tensor] = {}
         if self._compiled:
             self._order = np.empty((keep.shape[:2].numel(), keep.shape[2]), np.uint32)
