@@ -14,7 +14,6 @@ from orchestrator.spec import JobSpec
 from workers.config import ModelConfig
 from workers.tasks.loading import load_tasks
 
-
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 
 
