@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Callable
 
-from orchestrator.dispatch.fleet import Answered, Event, Joined, Left
+from orchestrator.fleet_events import Answered, Event, Joined, Left
 from workers.array_cache import ArrayCache
 from workers.config import EvaluatorConfig
 from workers.unit import CallResult, Failure, SampleResult, Unit, WorkerInfo

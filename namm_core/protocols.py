@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from namm_core.config import NammConfig
 from namm_core.rotary import Rotary
-from namm_core.scoring.embedding import Tokens
 
 State = dict[str, Tensor]
 """What a policy remembers of a layer: named tensors."""
@@ -153,6 +153,32 @@ class Policy(Protocol):
 
     def keep(self, state: State, view: View) -> Tensor:
         """(rows, kv_heads, keys) bool, True for what stays; what is said of padding and the newest token is ignored."""
+        ...
+
+
+class Tokens(Protocol):
+    """All cached tokens of a layer, as a scorer sees them; columns ascend by position, padding (-1) in front."""
+
+    @property
+    def positions(self) -> Tensor:
+        """(rows, kv_heads, columns) int64"""
+        ...
+
+    @property
+    def loops(self) -> bool:
+        """Whether `write` serves: loops are compiled, and the tensors are where they can reach them."""
+        ...
+
+    def embeddings(self) -> Tensor:
+        """(rows, kv_heads, columns, features), by tensor operations."""
+        ...
+
+    def write(self, heads: np.ndarray, widths: np.ndarray, out: Tensor) -> np.ndarray:
+        """Embeddings of some heads, and a one behind each, into out (heads, tokens, size), newest token first.
+
+        heads: (n,) int64, indices into the heads of all rows, end to end; widths: (n,) int64, their tokens; out: zeros.
+        Returns (2, n, size): the least and the most of each number over a head's tokens.
+        """
         ...
 
 

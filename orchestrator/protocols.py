@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from orchestrator.dispatch.fleet import Event
+from orchestrator.fleet_events import Event
 from workers.unit import PolicySpec, SampleRef, SampleResult
 
 Results = list[list[SampleResult | None]]

@@ -193,6 +193,8 @@ class JobSpec(Ranged, Readable):
                 plugins.add(given)
             except ValueError as error:
                 raise ValueError(f"{where}.plugins: {error}") from None
+        if isinstance(value, Mapping) and "search" in value:  # which options there are depends on the algorithm
+            value = {**value, "search": lookup.read(value["search"], f"{where}.search")}
         return from_fields(cls, value, where)
 
     def __post_init__(self) -> None:

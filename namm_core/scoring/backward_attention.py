@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from namm_core.loops import plain
+from namm_core.protocols import Tokens
 from namm_core.scoring import bam_loops
-from namm_core.scoring.embedding import Tokens
 from namm_core.tiling import QUERIES, grouped
 
 TOGETHER = 2048

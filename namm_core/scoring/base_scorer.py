@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from namm_core.config import NammConfig
-    from namm_core.scoring.embedding import Tokens
+    from namm_core.protocols import Tokens
 
 
 class BaseScorer:

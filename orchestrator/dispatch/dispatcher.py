@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.dispatch.faults import DEATHS, Faults
-from orchestrator.dispatch.fleet import Answered, Left, Raised
 from orchestrator.dispatch.pool import Call, Pool, Worker
 from orchestrator.dispatch.schedule import Schedule
 from orchestrator.dispatch.work import WorkFailed, WorkItem
+from orchestrator.fleet_events import Answered, Left, Raised
 from orchestrator.protocols import Fleet
 from orchestrator.spec import WorkerSpec
 from orchestrator.storage.journal import Journal, policy_key

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 
-from orchestrator.dispatch.fleet import Left
 from orchestrator.dispatch.pool import Call, Pool
 from orchestrator.dispatch.schedule import Schedule
 from orchestrator.dispatch.work import WorkFailed, WorkItem
+from orchestrator.fleet_events import Left
 from orchestrator.storage.journal import Journal
 from workers.unit import Failure
 

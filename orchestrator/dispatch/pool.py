@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.dispatch.fleet import Answered, Event, Joined, Left, NotStarted, Raised
 from orchestrator.dispatch.work import WorkFailed, WorkItem
+from orchestrator.fleet_events import Answered, Event, Joined, Left, NotStarted, Raised
 from orchestrator.protocols import Fleet
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import ray
 from ray._private.state import state as cluster_state
 
-from orchestrator.dispatch.fleet import Answered, Event, Joined, Left, NotStarted, Raised
+from orchestrator.fleet_events import Answered, Event, Joined, Left, NotStarted, Raised
 from orchestrator.spec import WorkerSpec
 from workers import actor
 from workers.config import EvaluatorConfig

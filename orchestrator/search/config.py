@@ -6,14 +6,13 @@ Imports neither an algorithm nor its libraries: a job's configuration is read wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from namm_core.config import Range, Ranged, Readable, from_fields
-from orchestrator.search import lookup
+from namm_core.config import Range, Ranged
 
 
 @dataclass(frozen=True)
-class SearchConfig(Ranged, Readable):
+class SearchConfig(Ranged):
     """Options that all searches share; an algorithm's own dataclass inherits them and adds its own."""
 
     algorithm: str
@@ -24,11 +23,6 @@ class SearchConfig(Ranged, Readable):
     """First step size: standard deviation of each parameter, in the parameter's own unit."""
     seed: Annotated[int, Range(least=0, most=2**32 - 1)] = 0
     """Seed of the candidates' random numbers."""
-
-    @classmethod
-    def from_plain(cls, value: Any, where: str) -> SearchConfig:
-        """The configuration of the algorithm that `algorithm` names. Raises ValueError, one line."""
-        return lookup.read(value, where) if cls is SearchConfig else from_fields(cls, value, where)
 
     @property
     def elite(self) -> int:

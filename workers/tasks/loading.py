@@ -7,6 +7,7 @@ A source is a module of the package `workers.tasks.sources` that defines one dat
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +29,7 @@ def load_tasks(config: dict[str, Any]) -> TaskSet[Any]:
     return tasks(from_mapping(settings, options, "tasks"))
 
 
-def find(source: Any) -> tuple[type, type[TaskSet[Any]]]:
+def find(source: Any) -> tuple[type, Callable[[Any], TaskSet[Any]]]:
     """The class of a source's options, and that of its task sets.
 
     Raises ValueError, one line, for an unknown source, or a file that lacks one of the two.

@@ -14,7 +14,7 @@ from namm_core.scoring.base_scorer import BaseScorer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from namm_core.scoring.embedding import Tokens
+    from namm_core.protocols import Tokens
 
 
 class BAM(BaseScorer):

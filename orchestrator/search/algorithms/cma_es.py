@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from cma.recombination_weights import RecombinationWeights
-from cma.sigma_adaptation import CMAAdaptSigmaCSA
 
 from namm_core.config import Range
 from orchestrator.search.base import AskAndTell
 from orchestrator.search.config import SearchConfig
-from orchestrator.search.full_covariance import FullCovariance, PathLength, Strategy, learning_rates
+
+if TYPE_CHECKING:
+    from cma.recombination_weights import RecombinationWeights
 
 FEWEST_TO_RANK = 3  # pycma updates from no fewer
 
@@ -61,12 +61,16 @@ class CMAES(AskAndTell):
     Only the order of fitness counts; of equals the first goes before. A missing candidate takes no part: its place
     and vector count for nothing, and the mean moves in proportion to how many were told. With fewer than 3 finite
     values there is no order to learn from, and the distribution stays as it is.
+
+    pycma is imported where it is used: it takes a second, which a job that is only read need not wait for.
     """
 
     Config = CMAESConfig
     config: CMAESConfig
 
     def __init__(self, config: CMAESConfig, start: np.ndarray) -> None:
+        from orchestrator.search.full_covariance import Strategy
+
         super().__init__(config, start)
         self.strategy = Strategy(self.start, float(config.sigma0), self._options(len(self.start)))
         """The pycma object, to look at; it must not be asked or told but through this class."""
@@ -109,6 +113,10 @@ class CMAES(AskAndTell):
 
     def _weights(self, told: int) -> RecombinationWeights:
         """Recombination weights of `told` candidates by rank, the negative ones by eq. 53 (active update)."""
+        from cma.recombination_weights import RecombinationWeights
+
+        from orchestrator.search.full_covariance import learning_rates
+
         weights = RecombinationWeights(_raw_weights(told, self.config.elite_fraction))
         parameters = self.strategy.sp
         if self.config.variant == "isotropic":
@@ -128,6 +136,11 @@ class CMAES(AskAndTell):
 
     def _options(self, dimension: int) -> dict[str, Any]:
         """pycma's options."""
+        from cma.recombination_weights import RecombinationWeights
+        from cma.sigma_adaptation import CMAAdaptSigmaCSA
+
+        from orchestrator.search.full_covariance import FullCovariance, PathLength, learning_rates
+
         config = self.config
         generator = np.random.RandomState(config.seed)
 
@@ -147,6 +160,8 @@ class CMAES(AskAndTell):
             "verbose": -10,  # -10 also reads no signals file
             "verb_log": 0,
         }
+        if config.mirrored:
+            options["CMA_mirrors"] = 0  # below a population of 6 pycma mirrors the worst ones, which have twins already
         if config.variant == "full":
             rates = learning_rates(dimension, RecombinationWeights(raw_weights).mueff)
             options["AdaptSigma"] = PathLength
