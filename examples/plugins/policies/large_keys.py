@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from namm_core.policy import Budgeted, check_count, newest, top
 from namm_core.protocols import State, View
-from torch import Tensor
 
 
 @dataclass

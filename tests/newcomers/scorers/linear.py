@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from namm_core.scoring.base_scorer import BaseScorer
-
 from namm_core.config import NammConfig
+from namm_core.scoring.base_scorer import BaseScorer
 
 if TYPE_CHECKING:
     from torch import Tensor
