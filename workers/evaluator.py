@@ -18,7 +18,6 @@ import torch
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector, policies
 from namm_core.attention import fused
-from namm_core.policies import Oracle
 from namm_core.protocols import Policy
 from workers import plugins, targets
 from workers.array_cache import ArrayCache, content_key
@@ -48,7 +47,7 @@ class Evaluator:
 
         Raises ValueError, one line, for policies that cannot share a batch, and for what a policy refuses.
         """
-        if [policy.name for policy in unit.policies] != ["full"]:
+        if unit.policies != (PolicySpec("full"),):
             return self._evaluate(unit)
         samples = [list(ref) for ref in unit.samples]
         key = content_key(
@@ -140,26 +139,25 @@ class Evaluator:
         spec, interval = specs[0], self.config.memory.update_interval
         if not all(spec.shares_batch(other) for other in specs[1:]):
             raise ValueError("several policies in one unit must all be namm and differ in theta alone")
-        if spec.name == "full":
-            return None
         if spec.name == "namm":
             return self._namm(specs, len(samples))
+        given = policies.check(spec.name, spec.options, spec.budget)
+        if spec.name == "full":
+            return None
         if spec.name == "oracle":
-            if not all(len(sample.relevant) for sample in samples):
-                raise ValueError(
-                    "oracle: these tasks do not say where their answers stand; leave it out of the policies"
-                )
-            return Oracle([torch.from_numpy(sample.relevant).long() for sample in samples], interval)
-        policy, arguments = policies.named(spec.name), policies.check(spec.name, spec.options, spec.budget)
-        if policy.takes_budget:
-            arguments["budget"] = _budgets(spec.budget, [sample.tokens for sample in samples], interval)
-        return policy(update_interval=interval, **arguments)
+            given["relevant"] = _relevant(samples)
+        kind = policies.named(spec.name)
+        if kind.takes_budget:
+            given["budget"] = _budgets(spec.budget, [sample.tokens for sample in samples], interval)
+        return kind(update_interval=interval, **given)
 
     def _namm(self, specs: tuple[PolicySpec, ...], samples: int) -> Namm:
         """One memory for all rows: row = policy * samples + sample."""
         thetas = [spec.theta for spec in specs if spec.theta is not None]
         if len(thetas) < len(specs):
             raise ValueError("namm needs a theta, the parameters of its scorer")
+        if specs[0].options or specs[0].budget is not None:
+            raise ValueError("namm has no budget and no options: its theta and `memory` decide what it keeps")
         given = specs[0].statistics  # the same bits in all of them
         statistics = None if given is None else FeatureStatistics(*given)
         return Namm(self.config.memory, np.repeat(np.stack(thetas), samples, axis=0), statistics)
@@ -172,6 +170,13 @@ def _fused(choice: Literal["auto", True, False], device: torch.device) -> bool:
     if choice:
         fused.check(device)
     return choice
+
+
+def _relevant(samples: list[Shown]) -> list[torch.Tensor]:
+    """Per row, (relevant,) int64 positions that answer the sample. Raises ValueError if a sample does not know them."""
+    if not all(len(sample.relevant) for sample in samples):
+        raise ValueError("oracle: these tasks do not say where their answers stand; leave it out of the policies")
+    return [torch.from_numpy(sample.relevant).long() for sample in samples]
 
 
 def _budgets(fraction: float | None, lengths: list[int], interval: int) -> torch.Tensor:

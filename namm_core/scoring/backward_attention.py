@@ -8,7 +8,7 @@ The network is one pair of bilinear forms, which `prepare` makes of the weights;
 - `score`, tensor operations, for any device and for gradients: the plain form;
 - `score_tokens`, the same some heads at a time, in the loops of `bam_loops` where numba is installed;
 - `derivatives`, which separates a token's own embedding from those that it looks at.
-In tests/namm_core, scoring/test_embedding.py holds the second against the first, scoring/test_derivatives.py the third;
+In tests/namm_core, scoring/test_embedding.py holds the second against the first, scoring/test_scorers.py the third;
 test_golden.py and test_properties.py hold the scores against recordings and an oracle.
 
 Knows nothing of spectrograms, thresholds or caches.

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from namm_core import MemoryCache, Namm, NammConfig, policies
 from namm_core.policies import H2O, L2, ExpectedAttention, Full, Oracle, Random, SnapKV
+from namm_core.protocols import Policy
 from tests.namm_core import reference_policies as reference
 
 INTERVAL, TOKENS = 32, 150
@@ -218,6 +219,96 @@ def test_what_is_no_budget_is_refused(name, budget, message):
 def test_numbers_out_of_range_are_refused(name, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         policies.named(name)(20, **wrong)
+
+
+def test_every_member_of_the_interface_is_there():
+    """Declared for every policy: nobody asks with `hasattr`."""
+    members = {*Policy.__annotations__, *(name for name in vars(Policy) if not name.startswith("_"))}
+    assert {"takes_budget", "advances", "needs_queries", "rows", "watch", "keep", "summarise"} <= members
+    for name, make in POLICIES.items():
+        policy = make()
+        assert all(hasattr(policy, member) for member in members), name
+    assert {"full", "oracle"} <= {name for name in policies.names() if not policies.named(name).takes_budget}
+    assert not Namm.takes_budget
+
+
+@pytest.mark.parametrize("name", policies.names())
+def test_what_a_policy_says_of_itself_is_what_its_constructor_does(name):
+    policy = policies.named(name)
+    given = {} if name != "oracle" else {"relevant": [torch.tensor([5])]}
+    if policy.takes_budget:
+        assert policy(budget=20, update_interval=INTERVAL, **given).budget == 20
+        with pytest.raises(TypeError):
+            policy(update_interval=INTERVAL, **given)
+    else:
+        with pytest.raises(TypeError):
+            policy(budget=20, update_interval=INTERVAL, **given)
+        with pytest.raises(ValueError, match=f"policy {name} takes no budget"):
+            policies.check(name, {}, budget=0.2)
+    for key, option in policies.options(name).items():
+        assert key not in ("budget", "update_interval", "relevant")
+        assert policies.check(name, {key: option.default}) == {key: option.default}
+
+
+def test_options_are_found_in_a_policys_own_fields():
+    assert {name: option.default for name, option in policies.options("snapkv").items()} == {
+        "window": 32,
+        "kernel": 7,
+        "pooling": "max",
+    }
+    assert policies.options("snapkv")["window"].type is int
+    assert list(policies.options("oracle")) == ["sinks"] and not policies.options("l2")
+    values = policies.check("expected_attention", {"sinks": 2, "epsilon": "1e-3"}, budget=0.2)  # as YAML reads 1e-3
+    assert values == {"sinks": 2, "epsilon": 0.001} and policies.named("expected_attention")(0.2, INTERVAL, **values)
+
+
+@pytest.mark.parametrize(
+    "name, given, budget, message",
+    [
+        (
+            "snapkv",
+            {"windw": 64},
+            None,
+            "^policy snapkv: unknown option 'windw'; did you mean 'window'. Known: window, k",
+        ),
+        ("snapkv", {"budget": 64}, None, "^policy snapkv: unknown option 'budget'"),  # which has a key of its own
+        ("l2", {"window": 64}, None, "^policy l2 has no options: unknown option 'window'$"),
+        ("snapkv", {"window": "wide"}, None, "^policy snapkv: window: expected int, found 'wide'$"),
+        ("snapkv", {"window": 0}, None, "^policy snapkv: window is an integer of at least 1, not 0$"),
+        ("snapkv", {"pooling": "sum"}, None, "^policy snapkv: pooling: 'sum' is not known; did you mean"),
+        ("oracle", {"sinks": "many"}, None, "^policy oracle: sinks: expected int"),
+        ("streaming", {}, 1.5, "^policy streaming: a budget as a fraction"),
+        ("full", {}, 0.5, "^policy full takes no budget"),
+        ("snapvk", {}, None, "unknown policy 'snapvk'; did you mean 'snapkv'"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(name, given, budget, message):
+    with pytest.raises(ValueError, match=message) as error:
+        policies.check(name, given, budget)
+    assert "\n" not in str(error.value)
+
+
+def test_a_policy_from_a_folder_outside_has_its_options_too(tmp_path):
+    (tmp_path / "every_other.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from namm_core import BasePolicy\n"
+        "@dataclass\n"
+        "class EveryOther(BasePolicy):\n"
+        "    update_interval: int = 512\n"
+        "    step: int = 2\n"
+        "    def keep(self, state, view):\n"
+        "        return view.positions % self.step == 1\n"
+    )
+    (tmp_path / "use.py").write_text(
+        "from pathlib import Path\n"
+        "from namm_core import plugins, policies\n"
+        "plugins.extend('namm_core.policies', Path(__file__).parent)\n"
+        "assert policies.check('every_other', {'step': 3}) == {'step': 3}\n"
+        "assert policies.named('every_other')(step=3).step == 3\n"
+        "from namm_core.policies import EveryOther\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(policies.__file__).parents[2])}
+    subprocess.run([sys.executable, "use.py"], cwd=tmp_path, env=environment, check=True)
 
 
 def test_policies_are_found_by_their_files():

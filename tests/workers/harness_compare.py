@@ -14,7 +14,6 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +110,16 @@ def equal(ours: dict[str, float], theirs: dict[str, float]) -> bool:
     return set(ours) == set(theirs) and all(same)
 
 
-def pipelines() -> Iterator[str]:
-    """One generation task of every family and pipeline, among those whose code can be loaded."""
+def pipelines() -> dict[str, int]:
+    """One generation task of every family and pipeline, and how many have it, where their code can be loaded."""
     from lm_eval.tasks import __file__ as place
     from lm_eval.tasks._yaml_loader import load_yaml
 
     from workers.tasks.harness import _all_tasks
 
-    manager, seen = _all_tasks(), set()
+    manager = _all_tasks()
+    first: dict[str, str] = {}
+    tasks: dict[str, int] = {}
     for name in manager.all_subtasks:
         file = manager.task_index[name].yaml_path
         if file is None or load_yaml(file, resolve_func=False).get("output_type", "generate_until") != "generate_until":
@@ -132,9 +133,8 @@ def pipelines() -> Iterator[str]:
         also = ("num_fewshot", "repeats")
         code = [callable(config.get(key)) for key in ("doc_to_text", "doc_to_target")] + ["doc_to_choice" in config]
         key = repr((family, code, [_plain(config.get(key)) for key in kept], [config.get(key) for key in also]))
-        if key not in seen:
-            seen.add(key)
-            yield name
+        tasks[first.setdefault(key, name)] = tasks.get(first.get(key, name), 0) + 1
+    return tasks
 
 
 def _plain(value: Any) -> Any:
@@ -164,7 +164,8 @@ def main() -> None:
     different: dict[str, Any] = {}
     left: dict[str, list[str]] = {}
     told = 0
-    for name in pipelines():
+    tasks = pipelines()
+    for name in tasks:
         signal.alarm(PATIENCE)
         try:
             ours, theirs = compare(name)
@@ -179,7 +180,12 @@ def main() -> None:
             left.setdefault(str(error)[:150].replace(name, "TASK") or "slow", []).append(name)
         finally:
             signal.alarm(0)
-    print(json.dumps({"equal": same, "not zero": told, "different": different, "not compared": left}))
+    stand_for = sum(tasks[name] for name in same)
+    print(
+        json.dumps(
+            {"equal": same, "of tasks": stand_for, "not zero": told, "different": different, "not compared": left}
+        )
+    )
 
 
 if __name__ == "__main__":

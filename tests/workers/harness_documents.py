@@ -103,7 +103,7 @@ def _in_source(function: Any) -> set[str]:
     counted = re.findall(r"f[\"'](\w+?_)\{\w+\}[\"']", _source(function))
     return {f"{name}{i}" for name in counted for i in range(10)} | set(
         re.findall(
-            r"\b(?:\w*docs?|x|line|example|item|sample|row|ex)(?:\.get\(|\[)\s*[\"'](\w+)[\"']", _source(function)
+            r"\b(?:\w*docs?|x|line|example|item|sample|row|ex)(?:\.get\(|\[)\s*[\"']([\w ]+)[\"']", _source(function)
         )
     )
 

@@ -170,4 +170,4 @@ def test_every_pipeline_that_needs_no_download():
     done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, env=os.environ | offline, timeout=590)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["different"] == {}
-    assert len(found["equal"]) >= 240 and found["not zero"] >= 150, found["not compared"]
+    assert len(found["equal"]) >= 200 and found["not zero"] >= 120, found["not compared"]

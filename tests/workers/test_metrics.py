@@ -124,3 +124,17 @@ def test_ruler_counts_the_references_that_are_found():
     assert score("string_match_all", "They are 12 and 34.", ["12", "34", "56", "X"]) == pytest.approx(1 / 2)
     assert score("string_match_part", "PARIS, I think", ["Rome", "Paris"]) == 1.0
     assert score("string_match_part", "Athens", ["Rome", "Paris"]) == 0.0
+
+
+def test_a_list_is_scored_by_the_share_of_its_values():
+    assert score("string_match_list", "They are 12, 34 and Rome.", ["12, rome, 56, 34"]) == 0.75
+    assert score("string_match_list", "7421938.", ["7421938"]) == 1
+    assert score("string_match_list", "", ["7421938"]) == 0
+
+
+def test_a_copy_is_scored_up_to_its_first_other_word():
+    assert score("same_words", " used for  conditional\nexecution: if", ["used for conditional execution:"]) == 1
+    assert score("same_words", "used for repeated execution:", ["used for conditional execution:"]) == 0.5
+    assert score("same_words", "used for", ["used for conditional execution:"]) == 0.5
+    assert score("same_words", "", ["used"]) == 0
+    assert score("same_words", "a b", ["c d e f", "a b"]) == 1

@@ -129,7 +129,7 @@ def _plain(text: str) -> str:
     """Text without the marks of reStructuredText and Markdown."""
     text = re.sub(r":\w+:`([^`<]*?)(?:\s*<[^`]*>)?`", r"\1", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"(?<!\w)(\*\*?)(\S(?:.*?\S)?)\1(?!\w)", r"\2", text)
+    text = re.sub(r"(?<!\w)(\*\*?)(\S|\S.*?\S)\1(?!\w)", r"\2", text)
     return " ".join(text.replace("`", "").split())
 
 
@@ -165,7 +165,7 @@ def _shared_out(documents: list[Document], fractions: tuple[float, ...]) -> dict
 
 
 def _python() -> list[tuple[str, str]]:
-    from pydoc_data.topics import topics  # type: ignore[import-not-found]  # typeshed has only its package
+    from pydoc_data.topics import topics
 
     return sorted(topics.items())
 

@@ -56,12 +56,14 @@ def stream(
     """Sentences of the documents and what each begins, for as long as anyone asks.
 
     It starts at a random passage and reads on to its document's end, then at another; none comes again before all have.
-    headings: whether they are written above their passages; those without one are then left out. without: passages that
-    never come.
+    Without headings it starts inside its first passage, so that there are as many beginnings as sentences. headings:
+    whether they are written above their passages; those without one are then left out. without: passages that never
+    come.
     """
     usable = [
         [p for p in document.passages if p not in without and (p.heading or not headings)] for document in documents
     ]
+    skipped = rng.random() if not headings else 0.0
     places = [(d, p) for d, passages in enumerate(usable) for p in range(len(passages))]
     left: set[tuple[int, int]] = set()
     while places:
@@ -76,11 +78,11 @@ def stream(
             if headings:
                 yield level, passage.heading
                 level = PARAGRAPH
-            for paragraph in passage.paragraphs:
-                for sentence in paragraph:
-                    yield level, sentence
-                    level = SENTENCE
+            rows = [(paragraph, s) for paragraph in passage.paragraphs for s in range(len(paragraph))]
+            for paragraph, s in rows[int(skipped * len(rows)) :]:
+                yield (level if s == 0 else SENTENCE), paragraph[s]
                 level = PARAGRAPH
+            skipped = 0.0
             p += 1
 
 

@@ -160,6 +160,8 @@ class CMAES(AskAndTell):
             "verbose": -10,  # -10 also reads no signals file
             "verb_log": 0,
         }
+        if config.mirrored:
+            options["CMA_mirrors"] = 0  # below a population of 6 pycma mirrors the worst ones, which have twins already
         if config.variant == "full":
             rates = learning_rates(dimension, RecombinationWeights(raw_weights).mueff)
             options["AdaptSigma"] = PathLength

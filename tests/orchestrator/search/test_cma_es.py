@@ -1,14 +1,10 @@
 """The search: the recorded optimiser's numbers, the same bits again, and what is missing left out."""
 
 import hashlib
-import inspect
 import json
 import math
-import subprocess
-import sys
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,54 +79,6 @@ def test_full_has_the_recorded_constants(golden):
 # The same bits
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_replay_gives_the_same_bits(variant, mirrored):
-    config = CMAESConfig(variant=variant, population=8, mirrored=mirrored, seed=5)
-    record, first = [], CMAES(config, np.zeros(20))
-    for generation in range(12):
-        fitness = sphere(first.ask())
-        fitness[: generation % 4] = np.nan
-        record.append(fitness)
-        first.tell(fitness)
-    again = CMAES(config, np.zeros(20))
-    for fitness in record:
-        again.ask()
-        again.tell(fitness)
-    assert again.ask().tobytes() == first.ask().tobytes()
-    assert (again.mean.tobytes(), again.sigma, again.generation) == (first.mean.tobytes(), first.sigma, 12)
-
-
-def test_another_process_gives_the_same_bits():
-    """Resume depends on it: the journal holds fitness, not candidates. Nor does a search need torch."""
-    program = (
-        f"import sys, hashlib; sys.path.insert(0, {str(Path(__file__).resolve().parents[3])!r})\n"
-        "import numpy as np\n"
-        "from orchestrator.search.algorithms.cma_es import CMAES, CMAESConfig\n"
-        f"{inspect.getsource(sphere)}\n{inspect.getsource(digest)}\n"
-        f"print(digest(CMAES(CMAESConfig(seed=3), np.zeros({PAPER_SIZE})), 5), 'torch' in sys.modules)"
-    )
-    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert other.split() == [digest(CMAES(CMAESConfig(seed=3), np.zeros(PAPER_SIZE)), 5), "False"]
-
-
-def test_seeds_differ():
-    first, second = (CMAES(CMAESConfig(seed=seed), np.zeros(9)).ask() for seed in (0, 1))
-    assert not np.array_equal(first, second)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_global_generator_is_neither_read_nor_changed(variant):
-    digests = set()
-    for seed in (1, 2):
-        np.random.seed(seed)
-        before = np.random.get_state()
-        digests.add(digest(CMAES(CMAESConfig(variant=variant), np.zeros(9)), 3))
-        after = np.random.get_state()
-        assert np.array_equal(before[1], after[1]) and before[2:] == after[2:]
-    assert len(digests) == 1
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_silent_and_without_files(variant, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
@@ -165,16 +113,6 @@ def test_what_is_told_is_what_was_evaluated():
     weights = np.log(4.5) - np.log(np.arange(1, 5))
     expected = weights @ candidates[:3:-1].astype(np.float64) / weights.sum()
     np.testing.assert_allclose(search.strategy.mean, expected, rtol=1e-15)
-
-
-def test_ask_repeats_until_told_and_cannot_be_spoilt():
-    search = CMAES(CMAESConfig(population=6), np.zeros(4))
-    first = search.ask()
-    kept = first.copy()
-    first[:] = 0
-    assert np.array_equal(search.ask(), kept) and kept.dtype == np.float32 and kept.shape == (6, 4)
-    search.tell(np.arange(6.0))
-    assert not np.array_equal(search.ask(), kept)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -215,14 +153,6 @@ def test_too_few_to_rank_teach_nothing():
     assert not np.array_equal(search.ask(), first)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_finds_a_maximum(variant, mirrored):
-    config = CMAESConfig(variant=variant, population=12, mirrored=mirrored, sigma0=0.3)
-    search = evolve(CMAES(config, np.zeros(10)), sphere, 150)
-    np.testing.assert_allclose(search.mean, 0.3, atol=1e-3)
-
-
 @pytest.mark.parametrize(
     ("variant", "axes", "correlations"),
     [("diagonal", True, False), ("isotropic", False, False), ("full", True, True)],
@@ -256,6 +186,14 @@ def test_pairs_are_symmetric_about_the_mean():
         np.testing.assert_allclose(steps[0::2], -steps[1::2], atol=1e-6)
         assert np.abs(steps[0] - steps[2]).max() > 0.05
         search.tell(np.arange(8.0))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_pairs_are_a_population(variant):
+    """pycma would inject mirror images of the worst ones into so small a population, one at a time."""
+    search = evolve(CMAES(CMAESConfig(variant=variant, population=4, mirrored=True), np.zeros(3)), sphere, 5)
+    steps = search.ask() - search.strategy.mean
+    np.testing.assert_allclose(steps[0::2], -steps[1::2], atol=1e-6)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -318,26 +256,6 @@ def test_bad_settings_are_one_clear_line(settings, message):
     with pytest.raises(ValueError, match=message) as caught:
         from_mapping(CMAESConfig, settings, where="search")
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("start", [np.zeros((2, 3)), np.zeros(1), np.array([0.0, np.nan])])
-def test_a_start_must_be_one_finite_vector(start):
-    with pytest.raises(ValueError, match="vector") as caught:
-        CMAES(CMAESConfig(), start)
-    assert "\n" not in str(caught.value)
-
-
-def test_fitness_that_teaches_nothing_is_refused():
-    search = CMAES(CMAESConfig(population=4), np.zeros(3))
-    with pytest.raises(ValueError, match="ask"):
-        search.tell(np.zeros(4))
-    search.ask()
-    with pytest.raises(ValueError, match="finite"):
-        search.tell(np.full(4, np.nan))
-    with pytest.raises(ValueError, match="shape"):
-        search.tell(np.zeros(5))
-    search.tell(np.arange(4.0))
-    assert search.generation == 1
 
 
 def test_in_many_dimensions_the_covariance_is_decomposed_while_candidates_are_evaluated():
