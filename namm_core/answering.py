@@ -69,7 +69,7 @@ def prefill(
 
     What precedes the first update is the same for all candidates of a sample, and computed once. Long prompts are read
     in several calls, which changes nothing. goes_on: whether `past` is used up at once, so that it stays padded, which
-    is faster and takes more memory. at_once: tokens of all rows that a call on a CPU may have, but for whole intervals.
+    is faster and takes more memory. at_once: on a CPU, the most tokens of all rows in one call, in whole intervals.
 
     Returns the logits (rows, vocabulary) of each row's last token and the mask (rows, columns) of real tokens.
     """
@@ -109,7 +109,7 @@ def prefill(
 
 
 def _samples(prompts: list[Tensor]) -> int:
-    """How many prompts there are before all of them come again, in the same order, for the next candidate."""
+    """How many prompts there are before they all repeat, in the same order, for the next candidate."""
     rows = len(prompts)
     for samples in range(1, rows):
         if rows % samples == 0 and all(torch.equal(prompts[i], prompts[i - samples]) for i in range(samples, rows)):

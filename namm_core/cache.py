@@ -1,10 +1,10 @@
 """`MemoryCache`: the transformers cache that really frees what a policy forgets.
 
     cache = MemoryCache(model, namm)
-    model.generate(input_ids, past_key_values=cache)
+    model.generate(input_ids, cache=cache)  # past_key_values=cache before transformers 5.24
 
-Each layer holds its kept keys and values, true positions beside them, and the policy's state of the same tokens
-(`layer.stored`). Forgetting happens inside attention (`attention.function`), layer by layer. Knows nothing of
+Each layer holds the keys and values that are kept, their true positions, and the policy's state of the same tokens
+(`layer.memory_layer`). Forgetting happens inside attention (`attention.function`), layer by layer. Knows nothing of
 how a policy decides.
 """
 

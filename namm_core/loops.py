@@ -42,12 +42,12 @@ def plain(*tensors: Tensor) -> bool:
 
 
 def compiled(signature: str | None = None) -> Callable[[Callable], Callable]:
-    """Decorator of a loop over arrays, compiled for this signature at once, or for what it first meets.
+    """Decorates a loop over arrays: it is compiled at once for this signature, or at its first call for what it gets.
 
-    Only where numba is installed. What is compiled is kept beside the file, or in the user's cache, for others.
-    Additions and multiplications may be fused and reordered; not a number and infinities stay what they are.
+    Only where numba is installed. The compiled form is kept beside the file, or in the user's cache, for other
+    processes. Additions and multiplications may be fused and reordered; NaN and infinities are respected.
     """
-    njit = importlib.import_module("numba").njit  # by name: a copy that travels with a memory does without
+    njit = importlib.import_module("numba").njit  # by name: a copy that travels with a memory works without it
     types, options = [signature] * (signature is not None), {"fastmath": {"contract", "reassoc", "nsz"}, "nogil": True}
 
     def decorated(loop: Callable) -> Callable:
@@ -60,14 +60,14 @@ def compiled(signature: str | None = None) -> Callable[[Callable], Callable]:
 
 
 def named(loop: Callable, name: str, **others: object) -> Callable:
-    """The same function by another name, in which `others` stand for what it calls by these names."""
+    """The same function under another name; `others` replace the globals of these names in it."""
     function = FunctionType(loop.__code__, {**loop.__globals__, **others}, name)
     function.__qualname__ = name
     return function
 
 
 def spanned(tensor: Tensor) -> np.ndarray:
-    """All that a tensor spans, as one axis: a compiler then knows that numbers lie one after the other."""
+    """All memory that a tensor spans, as one axis: a compiler then knows that numbers are contiguous."""
     span = 1
     for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
         span += (n - 1) * stride

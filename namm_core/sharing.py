@@ -1,8 +1,8 @@
-"""The files of a saved NAMM, and how they come to stand in a folder: all of them, or none.
+"""The code that travels with a saved NAMM, and how files get into a folder: all of them, or none.
 
 Beside configuration and weights stands `custom_generate`, transformers' convention for code that comes with weights:
-`model.generate(..., custom_generate=FOLDER, trust_remote_code=True)` then needs nothing of this package installed, for
-the folder carries the modules of `namm_core` that a memory is made of. Knows nothing of runs, tasks or the Hub.
+`model.generate(..., custom_generate=FOLDER, trust_remote_code=True)` then works where this package is not installed,
+since the folder carries the modules of `namm_core` that a memory is made of. Knows nothing of runs, tasks or the Hub.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from namm_core.config import SCORERS
 
 PACKAGE = "namm_core"
 ENTRANCES = ("namm_core.with_memory",)
-"""Modules that `custom_generate` begins at; what they import of this package comes along."""
+"""Where `custom_generate` starts; the modules of this package that these import come along."""
 REQUIREMENTS = "torch>=2.6\ntransformers>=5.20,<5.40\nsafetensors>=0.4\nnumpy>=1.26\n"
 NOTE = "# A copy of {name}.py of the package namm (Apache-2.0), so that this folder needs no other.\n"
 CARRIED = """
@@ -36,7 +36,7 @@ def modules(package: str) -> list[str]:
 def _imported(package: str, name: str) -> ModuleType:
     return importlib.import_module(f".{{_CARRIED[package][name]}}", __package__)
 """
-"""What stands behind the copy of `namm_core.plugins`, in the place of its search for files."""
+"""Appended to the copy of `namm_core.plugins`: replaces its search for files."""
 GENERATE = '''\
 """`model.generate(..., custom_generate=FOLDER, trust_remote_code=True)` with this NAMM as the model's memory.
 

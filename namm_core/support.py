@@ -1,4 +1,4 @@
-"""What a memory cannot serve, and why: said before anything is computed, never computed wrongly.
+"""What a memory cannot serve, and why: refused before anything is computed, never computed wrongly.
 
 Knows nothing of how anything is remembered; asks a cache only what it was fed.
 """

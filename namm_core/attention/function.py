@@ -1,8 +1,8 @@
 """The one attention function that serves every architecture: forgetting happens inside it.
 
-A layer's block of queries needs only that layer's cache as its own evictions left it, and the layer below for the
-same block. So one forward call may bring any number of tokens: they are walked in blocks that end at updates,
-which gives exactly what feeding them chunk by chunk gives. Registered with transformers under `NAME`.
+A layer's block of queries needs only that layer's cache as its own evictions left it, and the layer below for the same
+block. So one forward call may bring any number of tokens: they are processed in blocks that end at updates, which gives
+exactly what feeding them chunk by chunk gives. Registered with transformers under `NAME`.
 
 Knows nothing of policies beyond whether they want to see attention.
 """
@@ -25,7 +25,7 @@ NAME = "namm"
 def attach(model: PreTrainedModel) -> dict[str, str]:
     """Sets the model's attention function to this one; returns what `restore` needs.
 
-    Of a model with parts (vision, audio) only the text part changes: the others are not causal, and remember nothing.
+    In a model with parts (vision, audio) only the text part changes: the others are not causal and remember nothing.
     """
     text = model.config.get_text_config(decoder=True)
     parts = {name: part for name in model.config.sub_configs if (part := getattr(model.config, name)) is not None}

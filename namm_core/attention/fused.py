@@ -1,8 +1,8 @@
-"""Attention through Triton kernels, where they are there: a block's attention is never written out.
+"""Attention through Triton kernels, where there are any: a block's attention is never written out.
 
-Serves what `tiles` serves: blocks whose rows are alike, without a window, without gradients. A policy that
-wants attention must say that it can be advanced by a kernel (`Policy`); for the others there are tiles. Knows which
-policies and devices these are; knows nothing of how the kernels work. Triton is imported at the first use.
+Serves what `tiles` serves: blocks whose rows are alike, without a window, without gradients. A policy that wants
+attention must say that a kernel can advance it (`Policy.advances`); for the others there are tiles. Knows which
+policies and devices are served; knows nothing of how the kernels work. Triton is imported at the first use.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from namm_core.layer.ragged import Heads
 from namm_core.protocols import State
 
 OLDEST = (3, 7)
-"""Triton's version."""
+"""The oldest version of Triton that serves."""
 
 
 @functools.cache
 def kernels() -> ModuleType | None:
-    """`triton_kernels`, or None: without Triton, and in the copy that travels with a memory (`sharing`)."""
+    """The package `triton_kernels`; None without Triton, and in the copy that travels with a memory (`sharing`)."""
     try:
         import triton
 
@@ -39,7 +39,7 @@ def kernels() -> ModuleType | None:
         return None
 
 
-def _there() -> ModuleType:
+def _loaded() -> ModuleType:
     found = kernels()
     assert found is not None, "`check` has been called"
     return found
@@ -53,7 +53,7 @@ def check(device: torch.device) -> None:
         )
     if device.type == "cuda":
         return
-    if device.type != "cpu" or not _there().INTERPRETED:
+    if device.type != "cpu" or not _loaded().INTERPRETED:
         raise ValueError(
             f"fused attention runs on CUDA devices, not on {device.type}: leave it out, or, to test it on a CPU, set "
             "TRITON_INTERPRET=1 before anything is imported"
@@ -84,7 +84,7 @@ class Attended:
         """A spectrogram's state with the block's keys, advanced by the block; writes into `state`."""
         flat = {name: t.flatten(0, 1) for name, t in state.items()}
         heads = self.heads
-        after = _there().spectrogram(
+        after = _loaded().spectrogram(
             self.query, self.keys, heads, self.sums, flat, heads, config, self.scaling, self.softcap
         )
         return {name: t.unflatten(0, state[name].shape[:2]) for name, t in after.items()}
@@ -103,7 +103,7 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, softcap: float | Non
     else:
         lengths = torch.full(keys.shape[:1], columns, dtype=torch.int32, device=keys.device)
     heads = Heads.packed(lengths, columns)
-    out, sums = _there().attention(query, keys, values, heads, layer.scaling, softcap)
+    out, sums = _loaded().attention(query, keys, values, heads, layer.scaling, softcap)
     if layer.policy.needs_attention:
         layer.advance(Attended(query, keys, heads, sums, layer.scaling, softcap), block)
     return out

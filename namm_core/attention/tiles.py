@@ -1,9 +1,9 @@
 """Attention in tiles that fit a processor's cache: some heads times some queries at a time.
 
-What is done with a tile's probabilities (values, the mean over a query group, what a policy makes of it) happens while
-they are in the cache, so that a block's attention is never written out. Each tile is as wide as its own heads need:
-keys that came after its queries, and room that only other heads fill, are left out. Knows nothing of policies beyond
-how they watch.
+Everything that is done with a tile's probabilities (values, the mean over a query group, what a policy makes of them)
+happens while they are in the cache, so that a block's attention is never written out. Each tile is as wide as its own
+heads need: keys after its queries, and columns that only other heads fill, are left out. Knows nothing of policies but
+that they watch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from namm_core.loops import compiled, plain
 from namm_core.tiling import QUERIES, grouped
 
 CACHE = 1 << 20
-"""Bytes of probabilities in a tile on a CPU: with what is made of them they fit a core's second-level cache. A GPU has
-one tile for all heads and queries of a block: fewer, larger kernels (`MemoryLayer.tiled`)."""
+"""Bytes of probabilities in a tile on a CPU: with what is made of them they fit into a core's second-level cache. On a
+GPU one tile holds all heads and queries of a block, for fewer, larger kernels (`MemoryLayer.tiled`)."""
 LARGEST = 40.0
-"""Logits whose exponentials no float32 number is too small or too large for, added up or divided by their sum."""
+"""Logits up to which float32 holds all exponentials, their sums and their shares of a sum."""
 
 
 def attend(layer: MemoryLayer, block: Block, query: Tensor, softcap: float | None) -> Tensor:
@@ -99,10 +99,10 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, softcap: float | Non
 
 
 def settle(weights: Tensor, blank: list[int]) -> Tensor:
-    """Hides keys in exponentials of logits, weights (heads, groups, queries, keys): they become zero.
+    """Hides keys in exponentials of logits, weights (heads, groups, queries, keys), by setting them to zero.
 
-    Hidden are each head's first `blank`, and keys later than their query, the last queries and keys being the same
-    tokens. Returns (heads, groups, queries), what the weights must be multiplied by to add up to one.
+    It hides the first `blank` keys of each head, and keys later than their query; the last keys are the tokens of the
+    queries. Returns (heads, groups, queries), what the weights must be multiplied by to add up to one.
     """
     heads, groups, queries, keys = weights.shape
     if plain(weights):

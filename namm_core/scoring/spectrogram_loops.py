@@ -1,8 +1,8 @@
-"""A tile of attention into the moving average of its spectrogram, in one compiled pass where numba is installed.
+"""The moving average of a tile's spectrogram, advanced in one compiled pass; only where numba is installed.
 
 For some keys at a time, frame after frame: the mean over the query group, the window, a real fast Fourier transform
-written out for its length, magnitudes, the moving average. Nothing in between leaves the processor's first cache.
-Knows nothing of tiles beyond their layout.
+written out for its length, magnitudes, the moving average. No intermediate result leaves the first-level cache. One of
+the four forms of the transform in `namm_core.scoring.fourier`. Knows nothing of tiles beyond their layout.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from namm_core.scoring import fourier
 KEYS = 64
 """Keys at a time: a frame of them, and their averages, lie in the first-level cache."""
 u = np.uint64
-"""In the loops, of indices that are known not to be negative: nothing is asked of them then."""
+"""In the loops, marks indices that are known not to be negative, so that the compiler does not check them."""
 HOP = 16
-"""Queries of a hop, for the loop of each length its own."""
+"""Queries in a hop; each compiled loop has its own value."""
 LENGTHS = (8, 16, 32, 64)
-"""Frames that are written out; all others go through matrix products (`namm_core.scoring.spectrogram`)."""
+"""Lengths of frames that are written out; others go through matrix products (`namm_core.scoring.spectrogram`)."""
 
 
 def serves(n_fft: int, average: Tensor) -> bool:
