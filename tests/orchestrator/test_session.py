@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from orchestrator import session
+from orchestrator import session, spec
 from orchestrator.evaluation.held_out import held_out_samples
 from orchestrator.spec import JobSpec
 from workers.config import ModelConfig
 from workers.tasks.loading import load_tasks
+
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 
 
 @pytest.fixture
@@ -64,3 +67,17 @@ def test_workers_find_plugins_from_wherever_they_start(job, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     config = session.evaluator_config(replace(job, plugins=("plugins", "json")))
     assert config.plugins == (str(tmp_path / "plugins"), "json")
+
+
+@pytest.mark.parametrize("given, fused", [(None, False), ("off", False), ("on", True), ("auto", "auto")])
+def test_the_fused_kernels_are_a_setting_of_the_job(given, fused):
+    """YAML's own `on` and `off`; the kernels change last bits, so that another choice is another job."""
+    overrides = [] if given is None else [f"workers.fused={given}"]
+    job = spec.read(SMOKE, overrides)
+    assert session.evaluator_config(job).fused == fused
+    assert (job.digest() == spec.read(SMOKE).digest()) == (fused is False)
+
+
+def test_an_unknown_choice_of_kernels_is_refused():
+    with pytest.raises(ValueError, match="workers.fused: 'maybe' is not known"):
+        spec.read(SMOKE, ["workers.fused=maybe"])
