@@ -91,6 +91,11 @@ class WaitingFleet:
         self.paces[fresh], self.memory[fresh] = self.paces.pop(worker), self.memory.pop(worker)
         self._events += [Left(worker, reason), Joined(fresh, WorkerInfo(0, "", self.memory[fresh]))]
 
+    @property
+    def busy(self) -> set[int]:
+        """Workers with a call under way."""
+        return {worker for worker, _, _ in self._calls.values()}
+
     def join(self, pace: float, memory: int = 1) -> None:
         """One more worker."""
         fresh = next(self._fresh)

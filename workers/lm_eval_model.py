@@ -159,9 +159,9 @@ def _folder(memory: str) -> Path:
 def _memory(memory: str, budget: int | float | None, update_interval: int | None) -> Namm:
     if update_interval is not None:
         raise ValueError("update_interval is part of a saved NAMM: leave it out")
-    place = _folder(memory) if Path(memory).exists() else memory
-    given: dict[str, Any] = {} if budget is None else {"budget": budget}
-    return Namm.from_pretrained(place, **given)
+    if budget is not None:
+        raise ValueError("a NAMM decides itself how much it keeps: budget=... is for policy=..., leave it out")
+    return Namm.from_pretrained(_folder(memory) if Path(memory).exists() else memory)
 
 
 def _policy(name: str, budget: int | float | None, update_interval: int | None, settings: dict[str, Any]) -> Policy:

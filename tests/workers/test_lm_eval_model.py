@@ -229,6 +229,7 @@ def test_policies_take_budgets_and_options(small_model):
         ({"memory": "a", "policy": "full"}, "one of them"),
         ({"policy": "snapvk"}, "unknown policy 'snapvk'; did you mean 'snapkv'"),
         ({"policy": "snapkv"}, "the policy snapkv needs budget=..."),
+        ({"memory": "models/recall-namm", "budget": 0.2}, "a NAMM decides itself how much it keeps"),
         ({"policy": "snapkv", "budget": 0.2, "kernel": 4}, "kernel must be odd, not 4"),
         ({"policy": "snapkv", "budget": 0.2, "window": "many"}, "window"),
         ({"policy": "snapkv", "budget": 0.2, "plugins": "nowhere"}, "nowhere"),

@@ -50,18 +50,17 @@ def test_any_number_of_workers(start, workers):
 
 
 def test_slow_workers_get_less_and_hold_nobody_up(start):
-    fleet = WaitingFleet([0.01, 0.01, 0.01, 0.5])
+    fleet = WaitingFleet([0.01, 0.01, 0.01, 2.0])
     dispatcher = start(fleet)
-    started = time.monotonic()
     assert dispatcher.evaluate(POLICIES, REFS) == EXPECTED
-    took = time.monotonic() - started
     slow = sum(len(units) for worker, units in fleet.sent if worker == 3)
     assert slow <= 2 and dispatcher.cost.copies >= 1  # what it held was copied, and the first answer won
-    assert took < 0.48 and told_once(dispatcher) == 77
+    assert 3 in fleet.busy and told_once(dispatcher) == 77  # it was not waited for
     # Its late answer changes nothing.
     more = [SampleRef("topic", "train", i) for i in range(40)]
     assert dispatcher.evaluate(POLICIES, more) == [[result_of(p, ref) for ref in more] for p in POLICIES]
-    assert told_once(dispatcher) == 77 + 280
+    dispatcher.quiet()
+    assert not fleet.busy and told_once(dispatcher) == 77 + 280
 
 
 def test_equal_workers_copy_next_to_nothing(start):
