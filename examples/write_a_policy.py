@@ -44,7 +44,7 @@ def main() -> None:
             (statistics.mean.numpy(), statistics.var.numpy(), float(statistics.count)),
         ),
         "large_keys": PolicySpec("large_keys", budget=BUDGET),
-        "large_keys(recent=256)": PolicySpec("large_keys", budget=BUDGET, options={"recent": 256}),
+        "large_keys(recent=400)": PolicySpec("large_keys", budget=BUDGET, options={"recent": 400}),
         "keydiff": PolicySpec("keydiff", budget=BUDGET),
         "streaming": PolicySpec("streaming", budget=BUDGET),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LIMIT = 120
-"""Seconds that an example may take on one core."""
+LIMIT = 240
+"""Seconds by the clock after which a program counts as hung; on a free core each takes well under 60."""
 
 
 def run(name: str) -> str:
@@ -54,9 +55,9 @@ def test_use_a_memory():
 def test_write_a_policy():
     rows = table(run("write_a_policy"))
     assert rows["full"][0] == 1.0
-    for name in ("namm", "large_keys", "large_keys(recent=256)", "keydiff", "streaming"):
+    for name in ("namm", "large_keys", "large_keys(recent=400)", "keydiff", "streaming"):
         assert rows[name][0] == pytest.approx(0.47, abs=0.015)
-    assert rows["large_keys"] != rows["large_keys(recent=256)"]  # the option reaches the policy
+    assert rows["large_keys"] != rows["large_keys(recent=400)"]  # the option reaches the policy
     assert rows["large_keys"][1] > rows["streaming"][1]
 
 
@@ -85,6 +86,27 @@ def test_evolve_from_python():
     assert rows["full"][0] == 1.0 and rows["namm"][0] < 1.0
     assert "4,172 numbers in namm/model.safetensors" in printed
     assert "On 60 held-out samples it keeps" in printed
+
+
+def test_plugins_in_a_job(tmp_path):
+    """A job on Ray with a search, a task source and a policy from `examples/plugins`, as `examples/README.md` says."""
+    settings = [
+        "name=plugged",
+        "plugins=[examples/plugins]",
+        "search={algorithm: mean_of_best, population: 4, decay: 0.9}",
+        "tasks={source: depth, sentences: 60}",
+        "train=[early]",
+        "heldout=[late]",
+        "generations=2",
+        "evaluation={samples: 4, policies: [full, namm, {name: large_keys, recent: 16}]}",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NAMM_RUNS": str(tmp_path / "runs")}
+    command = [sys.executable, "-m", "orchestrator.cli", "evolve", "configs/smoke.yaml", *settings]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "runs" / "plugged" / "result.json").read_text())
+    assert list(result["policies"]) == ["full", "namm", "large_keys(recent=16)"]
+    assert set(result["policies"]["namm"]["score"]) == {"early", "late"}
 
 
 def test_readme_lists_them_all():

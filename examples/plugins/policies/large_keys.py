@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm_core.policy import Budgeted, check_count, newest, top
-from namm_core.protocols import State, View
+from namm_core import Budgeted, State, View
+from namm_core.policy import check_count, newest, top
 
 
 @dataclass
