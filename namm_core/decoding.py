@@ -80,6 +80,7 @@ def greedy(
     most = torch.tensor(limits)[here]
     over = torch.zeros(len(here), dtype=torch.bool)  # those of them that are finished
     fed = torch.tensor([rows[i] for i in left])
+    given = {cache_argument(model): past}
     while True:
         positions = mask.sum(1, keepdim=True) + torch.arange(fed.shape[1])
         mask = pad(mask, (0, fed.shape[1]), value=True)
@@ -87,7 +88,7 @@ def greedy(
             fed.to(model.device),
             attention_mask=mask.to(model.device),
             position_ids=positions.to(model.device),
-            **{cache_argument(model): past},
+            **given,
             use_cache=True,
             logits_to_keep=1,
         )
