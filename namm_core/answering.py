@@ -101,7 +101,7 @@ def prefill(
             **given,
             use_cache=True,
             # On the CPU: it indexes the last layer's output, which may live on another device.
-            logits_to_keep=last if len(last) else 1,
+            logits_to_keep=last if len(last) else torch.zeros(1, dtype=torch.int64),  # no row ends here
         )
         if len(last):
             logits.append(out.logits)

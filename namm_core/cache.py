@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from namm_core import rotary, support
-from namm_core.attention import function as attention
+from namm_core.attention import attach as attaching
 from namm_core.layer.memory_layer import MemoryLayer
 from namm_core.layer.stored import Stored
 from namm_core.protocols import Policy
+from namm_core.text_read import TextRead
 
 
 class MemoryCache(Cache):
@@ -36,32 +37,32 @@ class MemoryCache(Cache):
     """
 
     def __init__(self, model: PreTrainedModel, policy: Policy, tiled: bool | None = None, fused: bool = False) -> None:
-        config = model.config.get_text_config(decoder=True)
-        support.check_model(model)
+        running = attaching.running(model)
+        config = running.config.get_text_config(decoder=True)
+        support.check_model(running)
         super().__init__(
             layers=[
-                MemoryLayer(policy, i, rotary.find(model, i), tiled, fused) for i in range(config.num_hidden_layers)
+                MemoryLayer(policy, i, rotary.find(running, i), tiled, fused) for i in range(config.num_hidden_layers)
             ]
         )
         self.policy = policy
-        self._model = model
-        self._before: dict[str, str] | None = None
+        self._model = running
+        self._text = TextRead()
+        self._hold: attaching.Hold | None = None
         self.attach()
 
     def attach(self) -> bool:
-        """Sets the model's attention function, also again after `detach`; says whether it was not set before."""
-        if self._before is not None:
+        """Sets the model's attention function, also again after `detach`; says whether this memory had not set it."""
+        if self._hold is not None:
             return False
-        self._before = attention.attach(self._model)
-        self._watch = support.watch(self._model, self)
+        self._hold = attaching.Hold(self._model)
         return True
 
     def detach(self) -> None:
-        """Gives the model its former attention function back."""
-        if self._before is not None:
-            self._watch.remove()
-            attention.restore(self._model, self._before)
-            self._before = None
+        """Leaves the model, which is as it was once no other memory is open on it."""
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
 
     def __enter__(self) -> MemoryCache:
         return self
@@ -89,13 +90,41 @@ class MemoryCache(Cache):
 
     def spread(self, candidates: int) -> None:
         """After exactly one interval: each row becomes `candidates` rows, row = candidate * samples + sample."""
+        rows = len(self.fed)
         for layer in self._layers:
             layer.spread(candidates)
+        self._text.select(list(range(rows)) * candidates, self.seen)
 
     def keep_open(self, value: bool) -> None:
         """Whether another call follows at once: what is held stays padded until one after which none does."""
         for layer in self._layers:
             layer.keep_open(value)
+
+    def reset(self) -> None:
+        """Forgets everything that was fed, for another text."""
+        super().reset()
+        self._text = TextRead()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Moves rows as beam search wants them; beam_idx: (rows,) int64."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times in a row."""
+        self.batch_select_indices(torch.arange(len(self.fed)).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps the rows `indices`, (n,) int64 or (rows,) bool, in that order."""
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero()[:, 0]
+        super().batch_select_indices(indices)
+        if self.seen:
+            self._text.select(indices.tolist(), self.seen)
+
+    @property
+    def text(self) -> TextRead:
+        """Which tokens were fed."""
+        return self._text
 
     @property
     def seen(self) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from namm_core.config import NammConfig
 from namm_core.rotary import Rotary
+from namm_core.text_read import TextRead
 
 State = dict[str, Tensor]
 """What a policy remembers of a layer: named tensors."""
@@ -230,4 +231,9 @@ class Fed(Protocol):
     @property
     def fed(self) -> list[int]:
         """Real tokens fed, per row."""
+        ...
+
+    @property
+    def text(self) -> TextRead:
+        """Which tokens these were."""
         ...

@@ -11,36 +11,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
 from namm_core.attention import fused, tiles
 from namm_core.layer.blocks import Block
 from namm_core.layer.memory_layer import MemoryLayer, marked
+from namm_core.support import NO_WEIGHTS
 
 NAME = "namm"
-
-
-def attach(model: PreTrainedModel) -> dict[str, str]:
-    """Sets the model's attention function to this one; returns what `restore` needs.
-
-    In a model with parts (vision, audio) only the text part changes: the others are not causal and remember nothing.
-    """
-    text = model.config.get_text_config(decoder=True)
-    parts = {name: part for name in model.config.sub_configs if (part := getattr(model.config, name)) is not None}
-    before = {"": model.config._attn_implementation} | {n: part._attn_implementation for n, part in parts.items()}
-    ours = {"": NAME} | {name: NAME if part is text else before[name] for name, part in parts.items()}
-    if before != ours:
-        model.set_attn_implementation(ours)
-        if text._attn_implementation != NAME:
-            raise ValueError(f"{type(model).__name__} cannot exchange its attention function")
-    return before
-
-
-def restore(model: PreTrainedModel, before: dict[str, str]) -> None:
-    """Undoes `attach`."""
-    model.set_attn_implementation(before)
 
 
 def attention_forward(
@@ -77,6 +57,8 @@ def attention_forward(
             is_causal=False,
             **kwargs,
         )
+    if kwargs.get("output_attentions"):
+        raise ValueError(NO_WEIGHTS)
     if kwargs.get("s_aux") is not None:
         raise ValueError("attention sinks as parameters (s_aux) are not supported by this memory")
     if attention_mask is not None and attention_mask.ndim != 2:

@@ -243,6 +243,8 @@ class MemoryLayer(CacheLayerMixin):
         self.stored, self._content = None, None
         self.is_initialized = False
         self.seen, self.fed, self.pending, self.summary = 0, [], False, {}
+        self.row = torch.zeros(0, dtype=torch.int64)
+        self.shared, self.stays_open = False, False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Raises ValueError: what was forgotten cannot be taken back."""
@@ -257,9 +259,11 @@ class MemoryLayer(CacheLayerMixin):
         self.batch_select_indices(torch.arange(len(self.fed)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Moves content, policy rows, summary and counters of the rows `indices` (rows,) together."""
+        """Moves content, policy rows, summary and counters together; indices: (n,) int64, or (rows,) bool."""
         if self.stored is None:
             return
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero()[:, 0]
         indices = indices.to(self.row.device)
         self.stored = self.stored.rows(indices)
         self.row = self.row[indices]
