@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: evolve resume evaluate transfer inspect headline model test chaos cluster-test bench bench-dispatch bench-memory bench-kernel lint setup ui report clean
+.PHONY: evolve resume evaluate transfer inspect headline model test chaos cluster-test bench bench-dispatch bench-memory bench-kernel lint architecture setup ui report clean
 
 evolve: setup
 	$(BIN)/namm evolve $(CONFIG)
@@ -72,9 +72,15 @@ bench-memory: setup
 bench-kernel: setup
 	$(BIN)/python -m benchmarks.kernel
 
+# Style and types.
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# The rules of the house: floors, circles, sizes, what may be loaded, and what adding a part takes.
+architecture: setup
+	$(BIN)/python -m tests.architecture
 
 ui: setup
 	$(BIN)/namm ui

@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from benchmarks.waiting import WaitingFleet
 from namm_core.config import NammConfig
 from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.dispatch.ray_connection import connected
-from orchestrator.dispatch.ray_fleet import Fleet, RayFleet
-from orchestrator.evolution.loop import evolve
-from orchestrator.search.cma_es import SearchConfig
+from orchestrator.dispatch.ray_fleet import RayFleet
+from orchestrator.evolution.loop import Problem, evolve
+from orchestrator.protocols import Fleet, Recorder
+from orchestrator.search.algorithms.cma_es import CMAESConfig
 from orchestrator.spec import FitnessSpec, JobSpec, ValidationSpec, WorkerSpec
 from orchestrator.storage.journal import Journal
 from workers.config import EvaluatorConfig, ModelConfig
@@ -40,6 +42,21 @@ LEAST_SPEEDUP = 1.7
 console = Console(highlight=False)
 
 
+class Journalled(Recorder):
+    """Keeps a generation in the journal, and says now and then how far it is."""
+
+    def __init__(self, journal: Journal, kind: str) -> None:
+        self.journal, self.kind, self.shown = journal, kind, 0.0
+
+    def progress(self, generation: int, done: int, of: int) -> None:
+        if time.monotonic() - self.shown > 20 or done == of:
+            self.shown = time.monotonic()
+            console.print(f"  {self.kind}: {done}/{of}", style="dim")
+
+    def told(self, record: dict, settled: Sequence[SampleRef]) -> None:
+        self.journal.tell(record, list(settled))
+
+
 def generation(kind: str, fleet: Fleet, workers: int, seconds: float, candidates: int, samples: int) -> dict:
     """One generation over workers that take `seconds` a unit; what it took, and what of it was our own doing."""
     spec = JobSpec(
@@ -48,29 +65,17 @@ def generation(kind: str, fleet: Fleet, workers: int, seconds: float, candidates
         tasks={},
         train=("waited",),
         generations=1,
-        search=SearchConfig(population=candidates),
+        search=CMAESConfig(population=candidates),
         fitness=FitnessSpec(samples=samples),
         validation=ValidationSpec(samples=1),
         workers=WorkerSpec(count=workers),
     )
-    shown = [0.0]
-
-    def progress(generation: int, done: int, of: int) -> None:
-        if time.monotonic() - shown[0] > 20 or done == of:
-            shown[0] = time.monotonic()
-            console.print(f"  {kind}: {done}/{of}", style="dim")
-
     with tempfile.TemporaryDirectory(dir=ROOT / "runs") as folder, closing(Journal(Path(folder), "bench")) as journal:
         dispatcher = Dispatcher(fleet, spec.workers, journal)
         dispatcher.wait_for(workers)
-        cpu, started, search = time.process_time(), time.monotonic(), [0.0]
-
-        def told(record, settled) -> None:
-            search[0] = record["seconds"]
-            journal.tell(record, settled)
-
-        statistics_ = (np.zeros(17), np.ones(17), 1.0)
-        evolve(spec, dispatcher.evaluate, statistics_, PARAMETERS, told, progress)
+        cpu, started = time.process_time(), time.monotonic()
+        problem = Problem(dispatcher.evaluate, (np.zeros(17), np.ones(17), 1.0), PARAMETERS)
+        evolve(spec, problem, Journalled(journal, kind))
         cpu, took, shards = time.process_time() - cpu, time.monotonic() - started, len(journal)
     return {
         "workers": kind,

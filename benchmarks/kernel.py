@@ -27,9 +27,10 @@ from torch.nn.attention.bias import causal_lower_right
 
 from namm_core import Namm
 from namm_core.attention import fused, tiles
-from namm_core.cache import MemoryLayer
 from namm_core.layer.blocks import Block
+from namm_core.layer.memory_layer import MemoryLayer
 from namm_core.layer.ragged import Heads
+from namm_core.layer.stored import Dense
 from orchestrator.plan.cost import Gpu
 
 ROWS, KEYS = (1, 8), (2048, 8192, 32768)
@@ -79,19 +80,20 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, gpu: Gpu) ->
     block = Block([4 * columns] * shape.rows, [shape.new] * shape.rows, [False] * shape.rows, slice(0, shape.new))
     scaling = shape.size**-0.5
     heads = Heads.packed(lengths.to(device), columns)
-    keys, values = layer.keys.flatten(0, 1), layer.values.flatten(0, 1)
+    content = layer.content
+    keys, values = content.keys.flatten(0, 1), content.values.flatten(0, 1)
     _, sums = kernel.attention(query, keys, values, heads, scaling)
     attended = fused.Attended(query, keys, heads, sums, scaling, None)
-    state = layer.state
+    state = content.state
 
     def plain() -> None:
-        layer.state = state
-        tiles.attend(layer, block, query, scaling, None)
+        layer.replace_state(state)
+        tiles.attend(layer, block, query, None)
 
     def sdpa() -> None:
         mask = causal_lower_right(shape.new, columns)
         torch.nn.functional.scaled_dot_product_attention(
-            query, layer.keys, layer.values, mask, scale=scaling, enable_gqa=True
+            query, content.keys, content.values, mask, scale=scaling, enable_gqa=True
         )
 
     # Pairs of a query head's query and a key that it sees.
@@ -126,13 +128,13 @@ def _layer(
 
     layer = MemoryLayer(Namm(), index=0, tiled=False)
     layer.lazy_initialization(random(heads, 0), random(heads, 0))
-    layer.open(0)
-    layer.keys, layer.values = random(heads, columns), random(heads, columns)
     positions = torch.arange(columns, device=device).expand(rows, heads, columns)
     first = (columns - lengths.to(device)).view(rows, heads, 1)
-    layer.positions = positions.masked_fill(positions < first, -1)
-    layer.state = {name: t.new_zeros(*t.shape[:3], columns) for name, t in layer.state.items()}
-    layer.ragged, layer.widths = True, [columns] * (rows * heads)
+    state = {name: t.new_zeros(*t.shape[:3], columns) for name, t in layer.stored.state.items()}
+    filled = positions.masked_fill(positions < first, -1)
+    layer.stored = Dense(random(heads, columns), random(heads, columns), filled, state, padded=True)
+    layer.update(random(heads, 0), random(heads, 0))  # a call without new tokens leaves it open
+    layer.begin_read(0, scaling=size**-0.5)
     return layer, random(heads * shape.groups, shape.new)
 
 

@@ -31,7 +31,7 @@ from transformers.cache_utils import DynamicCache
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig, StatisticsCollector
 from namm_core.answering import prefill
-from namm_core.cache import MemoryLayer
+from namm_core.layer.memory_layer import MemoryLayer
 from namm_core.policies.full import Full
 
 CANDIDATES = 8
@@ -94,13 +94,13 @@ class TimedLayer(MemoryLayer):
         with record_function("section: compaction"):
             return super().finish(*args)
 
-    def open(self, *args):
+    def begin_read(self, *args):
         with record_function("section: compaction"):
-            return super().open(*args)
+            return super().begin_read(*args)
 
-    def close(self):
+    def end_read(self):
         with record_function("section: compaction"):
-            return super().close()
+            return super().end_read()
 
 
 @dataclass

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Callable
 
-from orchestrator.dispatch.ray_fleet import Answered, Event, Joined, Left
+from orchestrator.fleet_events import Answered, Event, Joined, Left
 from workers.array_cache import ArrayCache
 from workers.config import EvaluatorConfig
 from workers.unit import CallResult, Failure, SampleResult, Unit, WorkerInfo
@@ -38,7 +38,7 @@ class WaitingEvaluator:
 
 
 class WaitingFleet:
-    """Workers that are nothing but a time at which they answer (see `orchestrator.dispatch.ray_fleet.Fleet`).
+    """Workers that are nothing but a time at which they answer (see `orchestrator.protocols.Fleet`).
 
     paces: seconds a unit, for each worker. outcome: gets (worker, unit), returns a `Failure` where the unit fails
     there, "hang" where it is never done, "die" where the worker dies of it, else None. memory: bytes of each worker.
@@ -90,6 +90,11 @@ class WaitingFleet:
         fresh = next(self._fresh)
         self.paces[fresh], self.memory[fresh] = self.paces.pop(worker), self.memory.pop(worker)
         self._events += [Left(worker, reason), Joined(fresh, WorkerInfo(0, "", self.memory[fresh]))]
+
+    @property
+    def busy(self) -> set[int]:
+        """Workers with a call under way."""
+        return {worker for worker, _, _ in self._calls.values()}
 
     def join(self, pace: float, memory: int = 1) -> None:
         """One more worker."""

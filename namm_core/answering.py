@@ -1,7 +1,7 @@
 """Batched prefill for evaluation: what a model answers, and how sure it was of the reference.
 
 Rows are independent (candidate, sample) pairs, padded on the right. Knows nothing of tasks or text; what follows the
-prompts is the affair of `namm_core.decoding`.
+prompts is left to `namm_core.decoding`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from namm_core import decoding
 from namm_core.cache import MemoryCache
+from namm_core.support import cache_argument
 
 AT_ONCE = 4096
-"""Tokens of all rows in one call of a model on a CPU: what its layers compute stays near the processor."""
+"""Tokens of all rows in one call of a model on a CPU, so that what its layers compute stays near the processor."""
 
 
 @dataclass
@@ -61,12 +62,14 @@ def answer(
     ]
 
 
-def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache, goes_on: bool = False) -> tuple[Tensor, Tensor]:
+def prefill(
+    model: PreTrainedModel, prompts: list[Tensor], past: Cache, goes_on: bool = False, at_once: int = AT_ONCE
+) -> tuple[Tensor, Tensor]:
     """Reads all prompts, ids or embeddings, rows padded on the right, into the fresh cache `past`.
 
     What precedes the first update is the same for all candidates of a sample, and computed once. Long prompts are read
     in several calls, which changes nothing. goes_on: whether `past` is used up at once, so that it stays padded, which
-    is faster and takes more memory.
+    is faster and takes more memory. at_once: on a CPU, the most tokens of all rows in one call, in whole intervals.
 
     Returns the logits (rows, vocabulary) of each row's last token and the mask (rows, columns) of real tokens.
     """
@@ -74,19 +77,19 @@ def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache, goes_on:
     fed = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
     name = "inputs_embeds" if fed.is_floating_point() else "input_ids"
     mask = torch.arange(fed.shape[1]) < lengths[:, None]
-    start = 0
+    start, given = 0, {cache_argument(model): past}
     samples = _samples(prompts)
     if isinstance(past, MemoryCache) and samples < len(prompts) and lengths.min() > past.policy.update_interval:
         start = past.policy.update_interval
         past.share()
         shared = {name: fed[:samples, :start].to(model.device)}
-        model(**shared, past_key_values=past, use_cache=True, logits_to_keep=1)
+        model(**shared, **given, use_cache=True, logits_to_keep=1)
         past.spread(len(prompts) // samples)
     ends, which = torch.unique(lengths - 1, return_inverse=True)
     logits, step = [], fed.shape[1]
     if isinstance(past, MemoryCache) and model.device.type == "cpu":
         interval = past.policy.update_interval
-        step = interval * max(1, AT_ONCE // (interval * len(prompts)))
+        step = interval * max(1, at_once // (interval * len(prompts)))
     for begin in range(start, fed.shape[1], step):
         stop = min(begin + step, fed.shape[1])
         last = ends[(ends >= begin) & (ends < stop)] - begin
@@ -95,10 +98,10 @@ def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache, goes_on:
         out = model(
             **{name: fed[:, begin:stop].to(model.device)},
             attention_mask=mask[:, :stop].to(model.device),
-            past_key_values=past,
+            **given,
             use_cache=True,
             # On the CPU: it indexes the last layer's output, which may live on another device.
-            logits_to_keep=last if len(last) else 1,
+            logits_to_keep=last if len(last) else torch.zeros(1, dtype=torch.int64),  # no row ends here
         )
         if len(last):
             logits.append(out.logits)
@@ -106,7 +109,7 @@ def prefill(model: PreTrainedModel, prompts: list[Tensor], past: Cache, goes_on:
 
 
 def _samples(prompts: list[Tensor]) -> int:
-    """How many prompts there are before all of them come again, in the same order, for the next candidate."""
+    """How many prompts there are before they all repeat, in the same order, for the next candidate."""
     rows = len(prompts)
     for samples in range(1, rows):
         if rows % samples == 0 and all(torch.equal(prompts[i], prompts[i - samples]) for i in range(samples, rows)):

@@ -14,6 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from namm_core import plugins
+
+SCORERS = "namm_core.scoring.scorers"
+"""The plug-in package of scorers."""
+
 
 @dataclass(frozen=True)
 class NammConfig:
@@ -33,8 +38,9 @@ class NammConfig:
     """Longest period of the age embedding, in tokens / (2 pi)."""
     hidden: int = 32
     """Width of the backward attention's queries, keys and values."""
-    scorer: Literal["bam", "mlp"] = "bam"
-    """The network that scores a token: `bam`, backward attention, or `mlp`, which sees each token alone."""
+    scorer: str = "bam"
+    """The network that scores a token, a file of `namm_core/scoring/scorers`: `bam`, backward attention, or `mlp`,
+    which sees each token alone."""
     selection: Literal["ragged", "padded"] = "ragged"
     """`ragged`: a head keeps its own positives; `padded`: every head keeps as many as the fullest one."""
 
@@ -52,8 +58,7 @@ class NammConfig:
             raise ValueError(f"age_dim must be even, not {self.age_dim}")
         if self.selection not in ("ragged", "padded"):
             raise ValueError(f"selection must be ragged or padded, not {self.selection!r}")
-        if self.scorer not in ("bam", "mlp"):
-            raise ValueError(f"scorer must be bam or mlp, not {self.scorer!r}")
+        plugins.check(SCORERS, self.scorer, "scorer")
 
     @property
     def frequencies(self) -> int:
@@ -201,3 +206,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if type(value) is hint:
         return value
     raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")
+
+
+def value_of(hint: Any, value: Any, where: str) -> Any:
+    """Plain data (YAML, JSON) as the type `hint`; where: its path, for the message. Raises ValueError, one line."""
+    return _convert(hint, value, where)

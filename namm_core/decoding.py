@@ -1,8 +1,8 @@
-"""What follows a prompt: how sure the model is of a reference, and its own greedy tokens, in as few calls as they take.
+"""What follows a prompt: how sure the model is of a reference, and its own greedy tokens, in as few calls as possible.
 
-The reference is read in one call. The greedy answer is the reference for as long as its tokens are the likeliest, so
-that a right answer costs no further call, and another one is decoded from its first other token on: what is found is
-what decoding token by token finds. Knows nothing of tasks, text or how the prompt was read.
+The reference is read in one call. The greedy answer follows the reference for as long as its tokens are the likeliest,
+so that a right answer costs no further call, and any other is decoded from the first token that differs. The result is
+that of decoding token by token. Knows nothing of tasks, text or how the prompt was read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from namm_core.support import cache_argument
+
 
 def along(
     model: PreTrainedModel,
@@ -25,12 +27,12 @@ def along(
     references: list[Tensor],
     limits: list[int],
 ) -> Tensor:
-    """Logits (rows, places, vocabulary) in front of each row's reference and behind its tokens; `past` stays as it is.
+    """Logits (rows, places, vocabulary) before each row's reference and after each of its tokens; `past` is unchanged.
 
-    logits: (rows, vocabulary), those behind the prompts; mask: (rows, columns) bool, their real tokens; references: per
-    row (tokens,) int64; limits: most greedy tokens of each row. The last token of the longest reference is fed only
-    where greedy tokens may follow it. No call is made where `logits` alone score all references. Places behind a row's
-    own hold anything: what shorter references are padded with comes after all that counts.
+    logits: (rows, vocabulary), after the prompts; mask: (rows, columns) bool, their real tokens; references: (tokens,)
+    int64 for each row; limits: most greedy tokens of each row. The last token of the longest reference is fed only
+    where greedy tokens may follow it. No call is made where `logits` alone score all references. Shorter references are
+    padded at the end, so that the places after a row's own hold arbitrary numbers.
     """
     longest = max(len(r) for r in references)
     if longest <= 1:
@@ -41,7 +43,7 @@ def along(
         fed.to(model.device),
         attention_mask=pad(mask, (0, width), value=True).to(model.device),
         position_ids=(mask.sum(1, keepdim=True) + torch.arange(width)).to(model.device),
-        past_key_values=_fork(past),
+        **{cache_argument(model): _fork(past)},
         use_cache=True,
     )
     return torch.cat([logits[:, None], out.logits.float()], dim=1)
@@ -58,9 +60,9 @@ def greedy(
 ) -> list[list[int]]:
     """Each row's likeliest tokens, up to its limit, without the token that stops it; uses up `past`.
 
-    scored: (rows, places, vocabulary) of `along`; the rest as there; stop: token ids that end an answer. All rows that
-    are not over feed as many tokens as are known of each, and go on together. Rows that are over leave the batch as
-    soon as they are half of it, since moving the others costs something too.
+    scored: (rows, places, vocabulary), what `along` returns; the rest as there; stop: token ids that end an answer. All
+    unfinished rows feed as many tokens as are known of each, and go on together. Finished rows leave the batch once
+    they are half of it, since moving the others has its cost too.
     """
     likeliest = scored.argmax(-1).tolist()
     known = [_known(t, r.tolist())[:n] for t, r, n in zip(likeliest, references, limits, strict=True)]
@@ -71,13 +73,14 @@ def greedy(
     step = min(len(rows[i]) for i in left)
     for i in left:
         rows[i] = rows[i][:step]
-    here = torch.tensor(left)  # which rows are in the batch
+    here = torch.tensor(left)  # the rows in the batch
     if len(here) < len(rows):
         past.batch_select_indices(here.to(model.device))
         mask = mask[here]
     most = torch.tensor(limits)[here]
-    over = torch.zeros(len(here), dtype=torch.bool)  # of these, which are over
+    over = torch.zeros(len(here), dtype=torch.bool)  # those of them that are finished
     fed = torch.tensor([rows[i] for i in left])
+    given = {cache_argument(model): past}
     while True:
         positions = mask.sum(1, keepdim=True) + torch.arange(fed.shape[1])
         mask = pad(mask, (0, fed.shape[1]), value=True)
@@ -85,7 +88,7 @@ def greedy(
             fed.to(model.device),
             attention_mask=mask.to(model.device),
             position_ids=positions.to(model.device),
-            past_key_values=past,
+            **given,
             use_cache=True,
             logits_to_keep=1,
         )

@@ -6,21 +6,18 @@ population can be evaluated at once. Knows nothing of models, tasks or search.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from namm_core import sharing
-from namm_core.attention.fused import Attended
-from namm_core.config import NammConfig, from_mapping
+from namm_core import saving
+from namm_core.config import NammConfig
 from namm_core.layer.packing import Packing
-from namm_core.policies.base import State, View, Watch
+from namm_core.policy import BasePolicy, top
+from namm_core.protocols import Attended, Entries, State, View, Watch
 from namm_core.scoring import scorer
 from namm_core.scoring.embedding import Tokens, ages
 from namm_core.scoring.spectrogram import Spectrogram
@@ -55,7 +52,7 @@ class NammStep:
     """After the eviction."""
 
 
-class Namm:
+class Namm(BasePolicy):
     """A NAMM as a cache policy.
 
     config: its numbers; theta: (N,) or (rows, N), array or tensor, N = `num_parameters`; statistics: of the
@@ -64,7 +61,6 @@ class Namm:
     """
 
     needs_attention = True
-    needs_queries = False
 
     def __init__(
         self,
@@ -86,65 +82,56 @@ class Namm:
         self.statistics = statistics
         self.update_interval = self.config.update_interval
         self.rows = 1 if theta.ndim == 1 else theta.shape[0]
+        # The kernel's hops are powers of two.
+        self.advances = self.config.hop >= 16 and self.config.hop & (self.config.hop - 1) == 0
+        self.scorer = scorer.find(self.config.scorer)
         self._spectrogram = Spectrogram(self.config)
         weights = scorer.unpack(self.config, theta if theta.ndim == 2 else theta[None])
         self._weights = {theta.device: weights}  # of each device that a layer of the model lives on
-        self._prepared = {theta.device: scorer.prepare(self.config, weights)}
+        self._prepared = {theta.device: self.scorer.prepare(weights)}
         self._ages: dict[torch.device, Tensor] = {}
 
     # What a cache calls ------------------------------------------------------------------------------------
 
     def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
-        """See `Policy.start`."""
+        """The state of a spectrogram, (rows, kv_heads, n, 0) each. See `Policy.start`."""
         return self._spectrogram.start(rows, heads, device, dtype)
 
     def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
-        """See `Policy.observe`; attention is the mean over each query group."""
+        """Advances the spectrogram by attention (rows, kv_heads, new, keys). See `Policy.observe`."""
         return self._spectrogram.observe(state, attention, fed, counts)
 
-    def watch(self, state: State, fed: int, new: int, groups: int) -> Watch:
-        """See `Policy`."""
+    def watch(self, state: State, positions: Tensor, fed: int, new: int, groups: int) -> Watch:
+        """Advances the spectrogram tile by tile; writes into `state`. See `Policy.watch`."""
         return self._spectrogram.watch(state, fed, new, groups)
 
-    @property
-    def advances(self) -> bool:
-        """See `Policy`; the kernel's hops are powers of two."""
-        hop = self.config.hop
-        return hop >= 16 and hop & (hop - 1) == 0
-
     def advance(self, state: State, attended: Attended, fed: int) -> State:
-        """See `Policy`."""
+        """Advances the spectrogram by a kernel; writes into `state`. See `Policy.advance`."""
         return attended.spectrogram(state, self.config)
 
     def keep(self, state: State, view: View) -> Tensor:
-        """See `Policy.keep`; docs/memory.md 9."""
+        """(rows, kv_heads, keys) bool: those of score 0 and above. See `Policy.keep`; docs/memory.md 9."""
         return self.select(self.scores(state, view), view)
 
-    def scores(self, state: State, view: View) -> Tensor:
+    def scores(self, state: State, view: Entries) -> Tensor:
         """(rows, kv_heads, keys) scores of all cached tokens, columns as in `view`, padding on the left."""
         prepared = self._at(self._prepared, view)
-        return scorer.score_tokens(self.config, prepared, self._tokens(state, view), view.widths())
+        return self.scorer.score_tokens(prepared, self._tokens(state, view), view.widths())
 
-    def embeddings(self, state: State, view: View) -> Tensor:
+    def embeddings(self, state: State, view: Entries) -> Tensor:
         """(rows, kv_heads, keys, features) of all cached tokens: age, then normalised spectrogram."""
         return self._tokens(state, view).embeddings()
 
-    def select(self, scores: Tensor, view: View) -> Tensor:
+    def select(self, scores: Tensor, view: Entries) -> Tensor:
         """(rows, kv_heads, keys) bool: score >= 0; in padded mode, with the newest, as many in every head.
 
-        What is said of padding and of the newest token means nothing, as in `Policy.keep`.
+        What is said of padding and of the newest token is ignored, as in `Policy.keep`.
         """
         if self.config.selection == "ragged":
             return scores >= 0
-        valid = view.positions >= 0
         newest = view.positions == view.newest[:, None, None]
-        keep = ((scores >= 0) | newest) & valid
-        most = keep.sum(-1).amax(-1)  # over the heads of one row, never over rows
-        ranked = scores.masked_fill(newest, torch.inf).masked_fill(~valid, -torch.inf)
-        order = ranked.argsort(dim=-1, descending=True, stable=True)
-        rank = torch.empty_like(order)
-        rank.scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
-        return (rank < most[:, None, None]) & valid
+        keep = ((scores >= 0) | newest) & (view.positions >= 0)
+        return top(scores, view, keep.sum(-1).amax(-1))  # the most over the heads of one row, never over rows
 
     # One update outside a model ----------------------------------------------------------------------------
 
@@ -182,14 +169,10 @@ class Namm:
                 raise ValueError("positions do not continue the state: the old columns are not those that were kept")
         tensors = {name: _blank_columns(t, new) for name, t in tensors.items()}
         tensors = self.observe(tensors, sorted_attention, [fed] * rows, [new] * rows)
-        view = View(
-            sorted_positions,
-            attention,
-            attention,
-            sorted_positions.amax(dim=(1, 2)),
-            torch.arange(rows, device=attention.device) // (rows // self.rows),
-            torch.ones(rows, dtype=torch.bool, device=attention.device),
-            layer=0,
+        view = Entries(
+            positions=sorted_positions,
+            newest=sorted_positions.amax(dim=(1, 2)),
+            row=torch.arange(rows, device=attention.device) // (rows // self.rows),
         )
         scores = self.scores(tensors, view)
         keep = self.select(scores, view) | (sorted_positions == view.newest[:, None, None])
@@ -220,26 +203,7 @@ class Namm:
         `config.json`, `model.safetensors`, the folder `custom_generate` (one NAMM, not a population) and, where a card
         is given, `README.md`. The folder is made when missing; files of other names in it stay as they are.
         """
-        tensors = {"theta": self.theta.float().cpu().contiguous()}
-        config = {"model_type": "namm", **dataclasses.asdict(self.config)}
-        carried = {}  # what `custom_generate` reads: the same numbers, the count beside the configuration
-        if self.statistics is not None:
-            tensors["statistics.mean"] = self.statistics.mean.contiguous()
-            tensors["statistics.var"] = self.statistics.var.contiguous()
-            carried["statistics.count"] = self.statistics.count
-        plain = {name: tensor.numpy().astype("<f4").tobytes() for name, tensor in tensors.items()}
-        if self.statistics is not None:
-            tensors["statistics.count"] = torch.tensor(self.statistics.count, dtype=torch.float64)
-        files = {
-            "config.json": (json.dumps(config, indent=2) + "\n").encode(),
-            "model.safetensors": save(tensors, metadata={"format": "pt"}),
-        }
-        if self.rows == 1:
-            code = sharing.custom_generate({**dataclasses.asdict(self.config), **carried}, plain)
-            files |= {f"custom_generate/{name}": content for name, content in code.items()}
-        if card is not None:
-            files["README.md"] = card.encode()
-        sharing.write(Path(path), files)
+        saving.write(Path(path), self.config, self.theta, self.statistics, card)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Namm:
@@ -247,44 +211,26 @@ class Namm:
 
         Raises ValueError, one line, when files are missing or damaged or theta does not fit its configuration.
         """
-        folder = Path(path)
-        if not folder.is_dir():
-            folder = _download(str(path))
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder} is no saved NAMM: {name} is missing")
+        config, theta, statistics = saving.read(path)
         try:
-            config = json.loads((folder / "config.json").read_text())
-            config.pop("model_type", None)
-            tensors = load_file(folder / "model.safetensors")
-        except Exception as error:  # json and safetensors each have error types of their own
-            raise ValueError(f"{folder} is no saved NAMM: {error}") from None
-        if "theta" not in tensors:
-            raise ValueError(f"{folder}/model.safetensors holds no tensor named theta")
-        statistics = None
-        if "statistics.mean" in tensors:
-            statistics = FeatureStatistics(
-                tensors["statistics.mean"], tensors["statistics.var"], float(tensors["statistics.count"])
-            )
-        try:
-            return cls(from_mapping(NammConfig, config, f"{folder}/config.json"), tensors["theta"], statistics)
+            return cls(config, theta, statistics)
         except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from None
+            raise ValueError(f"{path}: {error}") from None
 
     # -------------------------------------------------------------------------------------------------------
 
-    def _tokens(self, state: State, view: View) -> Tokens:
+    def _tokens(self, state: State, view: Entries) -> Tokens:
         device, longest = view.positions.device, max(view.newest.tolist()) + 1
         table = self._ages.get(device)
         if table is None or len(table) < longest:
             table = self._ages[device] = ages(2 * longest, self.config.age_dim, self.config.age_max_period).to(device)
         return Tokens(state["average"], view.positions, view.newest, table, self.statistics)
 
-    def weights_at(self, view: View) -> dict[str, Tensor]:
+    def weights_at(self, view: Entries) -> dict[str, Tensor]:
         """The scorer's weights, on the view's device: one row, or one for each row of the view."""
         return self._at(self._weights, view)
 
-    def _at(self, everywhere: dict[torch.device, dict[str, Tensor]], view: View) -> dict[str, Tensor]:
+    def _at(self, everywhere: dict[torch.device, dict[str, Tensor]], view: Entries) -> dict[str, Tensor]:
         device = view.positions.device
         if device not in everywhere:
             everywhere[device] = {name: w.to(device) for name, w in everywhere[self.theta.device].items()}
@@ -305,6 +251,7 @@ class StatisticsCollector(Namm):
         self.collected: FeatureStatistics | None = None
 
     def keep(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys) bool: every token; pools the features of the rows that are due."""
         valid = view.positions >= 0
         group = FeatureStatistics.of(state["average"].transpose(2, 3)[valid & view.due[:, None, None]])
         self.collected = group if self.collected is None else self.collected.merge(group)
@@ -313,16 +260,3 @@ class StatisticsCollector(Namm):
 
 def _blank_columns(tensor: Tensor, count: int, front: bool = False) -> Tensor:
     return torch.nn.functional.pad(tensor, (count, 0) if front else (0, count))
-
-
-def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
-    except HFValidationError:
-        raise ValueError(f"{repository}: no such folder") from None
-    except Exception as error:  # network, authentication, missing repository: all one question to the user
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{repository} is no folder and could not be fetched from the Hub: {reason}") from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -55,8 +56,28 @@ def check(package: str, name: str, kind: str) -> None:
 def load(package: str, name: str, kind: str) -> ModuleType:
     """The module of the plug-in `name`, imported at its first use. Raises ValueError as `check` does."""
     check(package, name, kind)
+    return _imported(package, name)
+
+
+def find_class(package: str, name: str, kind: str) -> type:
+    """The class in the plug-in `name` that is called as its file is, underscores and case aside.
+
+    Raises ValueError, one line, as `check` does, and where the file holds no such class.
+    """
+    for key, value in vars(load(package, name, kind)).items():
+        if isinstance(value, type) and plain(key) == plain(name):
+            return value
+    raise ValueError(f"unknown {kind} {name!r}: {package.replace('.', '/')}/{name}.py holds no class of that name")
+
+
+def plain(name: str) -> str:
+    """A name without underscores, in lower case: the same for a file and for its class."""
+    return name.replace("_", "").lower()
+
+
+def _imported(package: str, name: str) -> ModuleType:
     return importlib.import_module(f"{package}.{name}")
 
 
-def _names(path: list[str]) -> list[str]:
+def _names(path: Iterable[str]) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(path) if not (m.ispkg or m.name.startswith("_")))

@@ -1,8 +1,8 @@
-"""A layer's rotary embedding, found in the model: to take queries' rotation back, and to turn by any positions.
+"""A layer's rotary embedding, found in the model: to undo the rotation of queries, and to rotate by any positions.
 
-Known is the layout in which dimension i is paired with i + n/2 of the first n (Llama, Qwen, Mistral, Gemma, Phi,
-GPT-NeoX, ...), of one frequency table for the model or one for each kind of layer. All others (interleaved pairs,
-several position axes, rotation of the last dimensions, none at all) are `None`. Knows nothing of caches or policies.
+It knows the layout that pairs dimension i with i + n/2 of the first n (Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX,
+...), with one frequency table for the model or one for each kind of layer. For all others (interleaved pairs, several
+position axes, rotation of the last dimensions, no rotation) it finds `None`. Knows nothing of caches or policies.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Rotary:
     """The rotation of one layer's queries and keys."""
 
     module: nn.Module
-    """The model's own, asked anew each time: some (dynamic NTK, LongRoPE) change with the length of the text."""
+    """The model's own module, read anew each time: some (dynamic NTK, LongRoPE) change with the length of the text."""
     prefix: str = ""
-    """In front of the names in it: the kind of layer, where each has a table of its own."""
+    """What the names in it begin with: the kind of layer, where each kind has its own table."""
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (..., n/2) of positions (...), float32, times the embedding's own scale."""

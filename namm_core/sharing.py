@@ -1,8 +1,8 @@
-"""The files of a saved NAMM, and how they come to stand in a folder: all of them, or none.
+"""The code that travels with a saved NAMM, and how files get into a folder: all of them, or none.
 
 Beside configuration and weights stands `custom_generate`, transformers' convention for code that comes with weights:
-`model.generate(..., custom_generate=FOLDER, trust_remote_code=True)` then needs nothing of this package installed, for
-the folder carries the modules of `namm_core` that a memory is made of. Knows nothing of runs, tasks or the Hub.
+`model.generate(..., custom_generate=FOLDER, trust_remote_code=True)` then works where this package is not installed,
+since the folder carries the modules of `namm_core` that a memory is made of. Knows nothing of runs, tasks or the Hub.
 """
 
 from __future__ import annotations
@@ -10,21 +10,37 @@ from __future__ import annotations
 import ast
 import base64
 import hashlib
+import importlib
 import json
 import os
 import shutil
 import uuid
 from pathlib import Path
 
+from namm_core.config import SCORERS
+
 PACKAGE = "namm_core"
 ENTRANCES = ("namm_core.with_memory",)
-"""Modules that `custom_generate` begins at; what they import of this package comes along."""
-REQUIREMENTS = "torch>=2.6\ntransformers>=5.20,<6\nsafetensors>=0.4\nnumpy>=1.26\n"
+"""Where `custom_generate` starts; the modules of this package that these import come along."""
+REQUIREMENTS = "torch>=2.6\ntransformers>=5.20,<5.40\nsafetensors>=0.4\nnumpy>=1.26\n"
 NOTE = "# A copy of {name}.py of the package namm (Apache-2.0), so that this folder needs no other.\n"
+CARRIED = """
+# This copy carries the plug-ins that its memory is made of, and no others.
+_CARRIED = {{{package!r}: {{{name!r}: {module!r}}}}}
+
+
+def modules(package: str) -> list[str]:
+    return list(_CARRIED[package])
+
+
+def _imported(package: str, name: str) -> ModuleType:
+    return importlib.import_module(f".{{_CARRIED[package][name]}}", __package__)
+"""
+"""Appended to the copy of `namm_core.plugins`: replaces its search for files."""
 GENERATE = '''\
 """`model.generate(..., custom_generate=FOLDER, trust_remote_code=True)` with this NAMM as the model's memory.
 
-All arguments of `generate` go on to it. To continue a conversation, pass the `past_key_values` of an answer
+All arguments of `generate` are passed on to it. To continue a conversation, pass the cache of an answer
 (`return_dict_in_generate=True`) with the whole text so far.
 """
 
@@ -68,8 +84,10 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 def custom_generate(config: dict, tensors: dict[str, bytes]) -> dict[str, bytes]:
     """Files of the `custom_generate` folder; config: plain values, tensors: float32 vectors as bytes, by name."""
-    modules = _closure(ENTRANCES)
+    scorer = f"{SCORERS}.{config['scorer']}"
+    modules = _closure((*ENTRANCES, scorer))
     sources = {_flat(name): _relative(name, text) for name, text in modules.items()}
+    sources["plugins"] += CARRIED.format(package=SCORERS, name=config["scorer"], module=_flat(scorer))
     digest = hashlib.sha256("".join(sources[name] for name in sorted(sources)).encode()).hexdigest()[:12]
     # Attention functions are registered by name: a copy must not take the place of another version's.
     registered = sources["attention_function"].replace('NAME = "namm"', f'NAME = "namm-{digest}"')
@@ -138,5 +156,9 @@ def _flat(name: str) -> str:
 
 
 def _file(name: str) -> Path:
+    package, _, plugin = name.rpartition(".")
+    if package == SCORERS:  # which may lie in a folder outside of this package
+        found = [Path(folder, f"{plugin}.py") for folder in importlib.import_module(SCORERS).__path__]
+        return next((file for file in found if file.is_file()), found[0])
     path = Path(__file__).parent.joinpath(*name.split(".")[1:])
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

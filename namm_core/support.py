@@ -1,22 +1,19 @@
-"""What a memory cannot serve, and why: said before anything is computed, never computed wrongly.
+"""What a memory cannot serve, and why: refused before anything is computed, never computed wrongly.
 
-Knows nothing of how anything is remembered; asks a cache only what it was fed.
+Knows nothing of how anything is remembered, or of where calls are caught (`namm_core.guards`); asks a cache only what
+it was fed.
 """
 
 from __future__ import annotations
 
 import inspect
-import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
-    from namm_core.cache import MemoryCache
+from namm_core.protocols import Fed
 
 _KINDS = {"full_attention", "sliding_attention"}
 
@@ -29,6 +26,16 @@ UNREAD = (
     "keys were stored that this memory's attention never read: an earlier call stopped midway, or the model's "
     "attention was changed since (make a new MemoryCache), or a layer of this model does not use it (not supported)"
 )
+
+NO_WEIGHTS = "heads of a memory hold different tokens: for output_attentions, call the model without it"
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What `forward` and `generate` of a model call their cache: `cache` since transformers 5.24.
+
+    The name before, `past_key_values`, is taken until version 6, with a warning.
+    """
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -49,26 +56,15 @@ def check_model(model: PreTrainedModel) -> None:
         raise ValueError(f"{name} has layers that share keys, or store other things; a memory serves plain attention")
 
 
-def watch(model: PreTrainedModel, cache: MemoryCache) -> RemovableHandle:
-    """Checks each call of `model` with `cache` before it begins; ends with the handle, or with the cache."""
-    names = list(inspect.signature(model.forward).parameters)
-    of = weakref.ref(cache)  # a hook that held the cache would keep it for as long as the model lives
-
-    def before(_, args: tuple, kwargs: dict[str, Any]) -> None:
-        call = dict(zip(names, args, strict=False)) | kwargs
-        given = call.get("cache", call.get("past_key_values"))
-        if given is not None and given is of():
-            check_call(given, call)
-
-    handle = model.register_forward_pre_hook(before, with_kwargs=True)
-    weakref.finalize(cache, handle.remove)
-    return handle
-
-
-def check_call(cache: MemoryCache, call: dict[str, Any]) -> None:
+def check_call(cache: Fed, call: dict[str, Any]) -> None:
     """Raises ValueError, one line, for a call whose answer would be wrong. call: the arguments of `forward`."""
     if call.get("output_attentions"):
-        raise ValueError("heads of a memory hold different tokens: for output_attentions, call the model without it")
+        raise ValueError(NO_WEIGHTS)
+    if call.get("use_cache") is False:
+        raise ValueError(
+            "use_cache=False with a memory: every step would feed it the whole text anew; leave it out, or set "
+            "use_cache=True in the generation_config that is passed"
+        )
     mask = call.get("attention_mask")
     if mask is None:
         return
@@ -86,4 +82,25 @@ def check_call(cache: MemoryCache, call: dict[str, Any]) -> None:
         raise ValueError(
             f"the mask shows {real[:, : cache.seen].sum(1).tolist()} tokens per row where this memory was fed "
             f"{cache.fed}: what was fed as a token cannot become padding, nor padding a token"
+        )
+
+
+def check_prompt(cache: Fed, ids: Tensor, mask: Tensor | None) -> None:
+    """Raises ValueError, one line, for a prompt that does not go on where the memory stands.
+
+    ids: (rows, columns), what `generate` is given: the whole text so far, or its end alone where the mask (rows,
+    columns of the whole text) says so.
+    """
+    if not cache.seen:
+        return
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > ids.shape[1]:
+        if mask.shape[1] != cache.seen + ids.shape[1]:
+            raise ValueError(
+                f"the mask covers {mask.shape[1]} columns where this memory was fed {cache.seen} and {ids.shape[1]} "
+                "are new: for another text, call cache.reset() first"
+            )
+    elif ids.shape[1] <= cache.seen or not cache.text.begins(ids, cache.seen):
+        raise ValueError(
+            f"this memory was fed {cache.seen} tokens that the prompt of {ids.shape[1]} does not begin with and go on "
+            "from: pass the whole text so far and what is new, or call cache.reset() before another text"
         )

@@ -18,6 +18,7 @@ from namm_core.cache import MemoryCache
 from namm_core.config import NammConfig, from_mapping
 from namm_core.namm import Namm
 from namm_core.scoring.statistics import FeatureStatistics
+from namm_core.support import cache_argument
 
 
 def from_text(config: str, tensors: Mapping[str, str]) -> Namm:
@@ -39,9 +40,9 @@ def generate_with(namm: Namm, model: PreTrainedModel, *arguments, **settings) ->
     A memory that is passed in (`past_key_values`) is continued. The model's own attention is set back at the end,
     whatever happens. Raises ValueError for another cache, or none (`use_cache=False`).
     """
-    given = [settings.pop(name, None) for name in ("cache", "past_key_values")]  # the new and the old name of one thing
-    given = next((cache for cache in given if cache is not None), None)
-    if given is not None and not hasattr(given, "kept_positions"):
+    both = [settings.pop(name, None) for name in ("cache", "past_key_values")]  # the new and the old name of one thing
+    given = next((cache for cache in both if cache is not None), None)
+    if given is not None and not hasattr(given, "kept_positions"):  # of this package, or of another copy of it
         raise ValueError(
             f"the cache given is a {type(given).__name__}, which forgets nothing: leave it out, or pass the memory "
             "that an earlier answer returned"
@@ -49,9 +50,10 @@ def generate_with(namm: Namm, model: PreTrainedModel, *arguments, **settings) ->
     if settings.get("use_cache") is False:
         raise ValueError("use_cache=False leaves nothing to remember: leave it out")
     memory = MemoryCache(model, namm) if given is None else given
+    generate: Any = model.generate
     ours = memory.attach() or given is None
     try:
-        return model.generate(*arguments, past_key_values=memory, **settings)
+        return generate(*arguments, **{cache_argument(model): memory}, **settings)
     finally:
         if ours:
             memory.detach()

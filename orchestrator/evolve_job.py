@@ -1,136 +1,192 @@
 """One evolution job from its configuration to its run folder: what is done, in which order, and written where.
 
-Knows no numbers: the search is in `evolution`, the comparison in `evaluation`, the pictures in `pictures`; what is
-started for it is in `workplace`.
+The way of a candidate: `evolution.loop` asks the search for a vector and hands it to `Dispatcher.evaluate`, which ships
+it to a worker (`workers.evaluator`); its score comes back through the journal, and the search is told. This
+file has what comes before and after: samples and statistics, the NAMM's size, the comparison on held-out samples, and
+the record of it all. Knows the order of the steps, and not how any number is computed.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from orchestrator import session as workplace
-from orchestrator.evaluation import held_out as evaluation
-from orchestrator.evolution.loop import Outcome, evolve, validation_samples
+from orchestrator import session
+from orchestrator.evaluation.held_out import check_policies, compare, held_out_samples, metric_name
+from orchestrator.evaluation.sizes import Sized, Sizing
+from orchestrator.evolution.loop import Evolved, Problem, evolve
+from orchestrator.evolution.samples import validation_samples
+from orchestrator.protocols import Recorder
 from orchestrator.report import model_card as card
 from orchestrator.report import pictures
-from orchestrator.report import summary as report
 from orchestrator.report.progress import Display
+from orchestrator.report.summary import summarise
+from orchestrator.session import Workplace
 from orchestrator.spec import JobSpec
 from orchestrator.storage import files
+from orchestrator.storage.run_folder import JOB, MEMORY
 from workers.tasks.loading import load_tasks
 from workers.unit import PolicySpec, SampleRef
 
 
 def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
-    """Runs a job to its end, or goes on with one that was interrupted; returns what `result.json` holds.
+    """Runs a job to its end, or continues one that was interrupted; returns what `result.json` holds.
 
     Raises ValueError, one line, for bad input, before anything is written.
     """
-    held_out = evaluation.held_out_samples(job.kinds, job.evaluation.samples)
-    samples = {"validation.samples": validation_samples(job), "evaluation.samples": held_out}
-    job = workplace.checked(job, job.evaluation.policies, samples)
-    with workplace.opened(job, resume, display, ("job.yaml", job), _tags(job)) as place:
-        return _run(job, place.folder, place.dispatcher, place.tracker, display, place.mirror)
+    policies = job.evaluation.policies
+    check_policies(policies)
+    for label in ("full", "namm"):
+        if label not in [entry.label for entry in policies]:
+            raise ValueError(f"evaluation.policies must name {label}: the table compares the others with it")
+    samples = {"validation.samples": validation_samples(job), "evaluation.samples": _held_out(job)}
+    job = session.checked(job, [entry.name for entry in policies], samples)
+    with session.opened(job, resume, display, (JOB, job), _tags(job)) as workplace:
+        return _run(job, workplace, display)
 
 
-def _run(job: JobSpec, folder: Path, dispatcher, tracker, display: Display, mirror) -> dict[str, Any]:
+def _run(job: JobSpec, workplace: Workplace, display: Display) -> dict[str, Any]:
     from namm_core.scoring import scorer
 
     started = time.monotonic()
-    journal, history = dispatcher.journal, []
-
-    def recorded(record: dict[str, Any]) -> None:
-        history.append(record)
-        tracker.generation(record["generation"], _metrics(record, dispatcher, time.monotonic() - started))
-        display.generation(record, dispatcher.cost)
-
-    def tell(record: dict[str, Any], settled: list[SampleRef]) -> None:
-        journal.tell(record, settled)
-        recorded(record)
-        files.write_lines(folder / "generations.jsonl", history)
-        if mirror and mirror.lost:
-            raise ValueError(mirror.lost)
-
-    def stage_over(entry: dict[str, Any], best: PolicySpec, mean: PolicySpec) -> None:
-        for name, policy in {"namm": best, "mean": mean}.items() if job.stages else ():
-            _export(policy, job, folder / "stages" / entry["name"] / name)
-
+    dispatcher, held_out = workplace.dispatcher, _held_out(job)
     size = load_tasks(job.tasks).size
-    held_out = evaluation.held_out_samples(job.kinds, job.evaluation.samples)
-    workplace.prepare(dispatcher, [*validation_samples(job, size=size), *held_out], display)
-    statistics = workplace.statistics(job, dispatcher, display, size)
+    session.prepare(dispatcher, [*validation_samples(job, size=size), *held_out], display)
+    statistics = session.statistics(job, dispatcher, display, size)
     display.start(job, dispatcher.fleet.wanted)
-    for record in journal.told[: job.generations]:
-        recorded(record)
-    parameters = scorer.num_parameters(job.memory)
-    past = list(journal.told)
-    outcome = evolve(job, dispatcher.evaluate, statistics, parameters, tell, display.progress, past, stage_over, size)
-    trained = tuple(dict.fromkeys(task for stage in outcome.stages for task in stage["train"]))
+    recorder = RunRecorder(job, workplace, display, started)
+    past = list(dispatcher.journal.told)
+    recorder.recall(past[: job.generations])
+    problem = Problem(dispatcher.evaluate, statistics, scorer.num_parameters(job.memory), size)
+    outcome = evolve(job, problem, recorder, past)
     search_seconds = time.monotonic() - started
-    validation = validation_samples(job, trained, size)
     display.fitting()
-    best, fit = evaluation.fit_size(dispatcher.evaluate, outcome.best, validation, job.evaluation.kept_at_most)
-    _export(best, job, folder / "namm")
-    records = evaluation.compare(dispatcher.evaluate, best, job.evaluation.policies, held_out, display.comparison)
-    files.write_lines(folder / "samples.jsonl", records)
-    result = report.summarise(
-        records,
-        {
-            "name": job.name,
-            "seed": job.seed,
-            "generations": len(outcome.generations),
-            "stages": outcome.stages,
-            "asked": sum(r["asked"] for r in outcome.generations),
-            "racing": _racing(outcome),
-            "best_generation": outcome.best_generation,
-            "evaluations": len(journal),
-            "quarantined": sorted(map(list, journal.quarantined)),
-            "trained_tasks": list(trained),
-            "heldout_tasks": list(job.heldout),
-            "validation": _validation(outcome),
-            "threshold": fit,
-            "search_seconds": search_seconds,
-            "seconds": time.monotonic() - started,
-        },
-    )
-    files.write_json(folder / "result.json", result)
-    _export(best, job, folder / "namm", card.text(job, result))
-    draw(folder, history, dispatcher, best, held_out)
-    for path in [*sorted(folder.glob("*.png")), folder / "result.json", folder / "samples.jsonl"]:
-        tracker.artifact(path)
-    tracker.artifact(folder / "namm", "namm")
-    tracker.metrics_final(_final_metrics(result))
-    tracker.register(
-        folder / "namm", job.registered_model, job.share.alias, card.figures(result), card.body(job, result)
-    )
+    validation = validation_samples(job, _trained(outcome), size)
+    sized = Sizing(dispatcher.evaluate, outcome.best, validation).at_most(job.evaluation.kept_at_most)
+    _export(sized.memory, job, workplace.folder / MEMORY)
+    records = compare(dispatcher.evaluate, sized.memory, job.evaluation.policies, held_out, display.comparison)
+    files.write_lines(workplace.folder / "samples.jsonl", records)
+    times = {"search_seconds": search_seconds, "seconds": time.monotonic() - started}
+    result = summarise(records, _about(job, workplace, outcome, sized) | times)
+    files.write_json(workplace.folder / "result.json", result)
+    _export(sized.memory, job, workplace.folder / MEMORY, card.text(job, result))
+    draw(workplace, recorder.history, sized.memory, held_out[0])
+    _publish(job, workplace, result)
     return result
 
 
-def draw(folder: Path, history: list[dict], dispatcher, best: PolicySpec, samples: list[SampleRef]) -> None:
-    """Draws the run's pictures: fitness, kept fraction, and one held-out prompt with what became of its tokens."""
+class RunRecorder(Recorder):
+    """Records what an evolution does: in the journal and the run folder, in MLflow, and on the screen.
+
+    started: `time.monotonic()` when the job began or was resumed.
+
+    Attributes:
+        history: records of the generations told so far.
+    """
+
+    def __init__(self, job: JobSpec, workplace: Workplace, display: Display, started: float) -> None:
+        self.job, self.workplace, self.display, self.started = job, workplace, display, started
+        self.history: list[dict[str, Any]] = []
+
+    def recall(self, past: Iterable[dict[str, Any]]) -> None:
+        """Shows the generations that were recorded before the job was interrupted."""
+        for record in past:
+            self._show(record)
+
+    def progress(self, generation: int, done: int, of: int) -> None:
+        """Shows how far a generation is."""
+        self.display.progress(generation, done, of)
+
+    def told(self, record: dict[str, Any], settled: Sequence[SampleRef]) -> None:
+        """Records a generation, in the journal first. Raises ValueError if the copy of the run folder is lost."""
+        self.workplace.dispatcher.journal.tell(record, list(settled))
+        self._show(record)
+        files.write_lines(self.workplace.folder / "generations.jsonl", self.history)
+        mirror = self.workplace.mirror
+        if mirror is not None and mirror.lost:
+            raise ValueError(mirror.lost)
+
+    def stage_over(self, entry: dict[str, Any], best: PolicySpec, mean: PolicySpec) -> None:
+        """Exports a stage's best memory and the mean it ended with, if the job has stages."""
+        if self.job.stages:
+            folder = self.workplace.folder / "stages" / entry["name"]
+            _export(best, self.job, folder / MEMORY)
+            _export(mean, self.job, folder / "mean")
+
+    def _show(self, record: dict[str, Any]) -> None:
+        self.history.append(record)
+        metrics = _metrics(record, self.workplace, time.monotonic() - self.started)
+        self.workplace.tracker.generation(record["generation"], metrics)
+        self.display.generation(record, self.workplace.dispatcher.cost)
+
+
+def _held_out(job: JobSpec) -> list[SampleRef]:
+    return held_out_samples(job.kinds, job.evaluation.samples)
+
+
+def _trained(outcome: Evolved) -> tuple[str, ...]:
+    """Tasks of the stages that were reached."""
+    return tuple(dict.fromkeys(task for stage in outcome.stages for task in stage["train"]))
+
+
+def _about(job: JobSpec, workplace: Workplace, outcome: Evolved, sized: Sized) -> dict[str, Any]:
+    """What `result.json` says in addition to scores and times."""
+    journal = workplace.dispatcher.journal
+    return {
+        "name": job.name,
+        "seed": job.seed,
+        "generations": len(outcome.generations),
+        "stages": outcome.stages,
+        "asked": sum(record["asked"] for record in outcome.generations),
+        "racing": _racing(outcome),
+        "best_generation": outcome.best_generation,
+        "evaluations": len(journal),
+        "quarantined": sorted(map(list, journal.quarantined)),
+        "trained_tasks": list(_trained(outcome)),
+        "heldout_tasks": list(job.heldout),
+        "validation": _validation(outcome),
+        "threshold": {"shift": sized.shift, "kept": sized.kept, "score": sized.score},
+    }
+
+
+def _publish(job: JobSpec, workplace: Workplace, result: dict[str, Any]) -> None:
+    """Sends what the run folder holds to MLflow, and registers the memory there."""
+    folder, tracker = workplace.folder, workplace.tracker
+    for path in [*sorted(folder.glob("*.png")), folder / "result.json", folder / "samples.jsonl"]:
+        tracker.artifact(path)
+    tracker.artifact(folder / MEMORY, MEMORY)
+    tracker.metrics_final(_final_metrics(result))
+    figures, text = card.figures(result), card.body(job, result)
+    tracker.register(folder / MEMORY, job.registered_model, job.share.alias, figures, text)
+
+
+def draw(workplace: Workplace, history: list[dict[str, Any]], memory: PolicySpec, sample: SampleRef) -> None:
+    """Draws the run's pictures: fitness, kept fractions, and which tokens of one held-out prompt are still held."""
+    folder = workplace.folder
     pictures.fitness_curve(history, folder / "fitness.png")
     pictures.kept_heatmap(history, folder / "kept.png")
-    tokens, held, relevant = dispatcher.ask("kept_map", best, samples[0])
-    title = f"{samples[0].task}, held-out sample {samples[0].index}: share of layers and heads that hold each token"
+    tokens, held, relevant = workplace.dispatcher.ask("kept_map", memory, sample)
+    title = f"{sample.task}, held-out sample {sample.index}: share of layers and heads that hold each token"
     pictures.prompt_picture(tokens, held, relevant, folder / "prompt.png", title)
 
 
-def _racing(outcome: Outcome) -> dict[str, Any] | None:
-    """What racing saved, of the candidates' evaluations; None where candidates did not race."""
-    raced = [r for r in outcome.generations if "saved" in r]
-    if not raced:
-        return None
-    saved, shares = sum(r["saved"] for r in raced), [r["saved_share"] for r in raced]
-    return {"saved": saved, "saved_share": fmean(shares), "dropped": sum(r["dropped"] for r in raced)}
-
-
-def _export(best: PolicySpec, job: JobSpec, path: Path, card: str | None = None) -> None:
+def _export(memory: PolicySpec, job: JobSpec, path: Path, card: str | None = None) -> None:
     from namm_core import FeatureStatistics, Namm
 
-    Namm(job.memory, best.theta, FeatureStatistics(*best.statistics)).save_pretrained(path, card)
+    statistics = None if memory.statistics is None else FeatureStatistics(*memory.statistics)
+    Namm(job.memory, memory.theta, statistics).save_pretrained(path, card)
+
+
+def _racing(outcome: Evolved) -> dict[str, Any] | None:
+    """How many of the candidates' evaluations racing saved; None if candidates did not race."""
+    raced = [record for record in outcome.generations if "saved" in record]
+    if not raced:
+        return None
+    saved, dropped = (sum(record[field] for record in raced) for field in ("saved", "dropped"))
+    return {"saved": saved, "saved_share": fmean(r["saved_share"] for r in raced), "dropped": dropped}
 
 
 def _tags(job: JobSpec) -> dict[str, str]:
@@ -138,8 +194,9 @@ def _tags(job: JobSpec) -> dict[str, str]:
     return {"namm.model": job.model.path, "mlflow.note.content": note}
 
 
-def _metrics(record: dict[str, Any], dispatcher, seconds: float) -> dict[str, float]:
-    cost = dispatcher.cost
+def _metrics(record: dict[str, Any], workplace: Workplace, seconds: float) -> dict[str, float]:
+    """Figures of a generation for MLflow; seconds: since the job began or was resumed."""
+    dispatcher, cost = workplace.dispatcher, workplace.dispatcher.cost
     metrics = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "generation"}
     metrics |= {f"kept_layer/{i}": kept for i, kept in enumerate(record["kept_layers"])}
     for name, key in {"score": "tasks", "base": "base", "normalised": "normalised"}.items():
@@ -157,13 +214,15 @@ def _metrics(record: dict[str, Any], dispatcher, seconds: float) -> dict[str, fl
 
 
 def _final_metrics(result: dict[str, Any]) -> dict[str, float]:
-    final = {}
+    final: dict[str, float] = {}
     for name, row in result["policies"].items():
-        final |= {f"heldout/{name}/score": row["mean"], f"heldout/{name}/kept": row["kept"]}
+        label = metric_name(name)
+        final |= {f"heldout/{label}/score": row["mean"], f"heldout/{label}/kept": row["kept"]}
     return final
 
 
-def _validation(outcome: Outcome) -> list[dict[str, Any]]:
+def _validation(outcome: Evolved) -> list[dict[str, Any]]:
+    """What the looks at validation samples said."""
     return [
         {
             "generation": r["generation"],

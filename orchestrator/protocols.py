@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from orchestrator.fleet_events import Event
 from workers.unit import PolicySpec, SampleRef, SampleResult
 
 Results = list[list[SampleResult | None]]
@@ -74,11 +75,37 @@ class Recorder(Protocol):
 
     def progress(self, generation: int, done: int, of: int) -> None:
         """A generation (from 0) under way has `done` of the `of` results that it waits for."""
+        return None
 
     def told(self, record: dict[str, Any], settled: Sequence[SampleRef]) -> None:
         """The search was told a new generation. `record`: plain JSON values; `settled`: samples that nobody asks
         for again. What is kept here is `past` to an evolution that goes on."""
+        return None
 
     def stage_over(self, entry: dict[str, Any], best: PolicySpec, mean: PolicySpec) -> None:
         """A stage has ended. `entry`: plain JSON values; `best`: its best on validation; `mean`: where the next
         stage starts. Called again, with the same values, by an evolution that goes on."""
+        return None
+
+
+class Fleet(Protocol):
+    """Workers by number, each with at most one call at a time; those that are lost are replaced."""
+
+    @property
+    def wanted(self) -> int:
+        """How many workers there would be if there were room for all of them."""
+
+    def send(self, worker: int, method: str, *arguments: Any) -> int:
+        """Calls a method of an idle worker (`workers.actor.EvaluatorActor`) and returns the call's number at once.
+
+        The call ends with one event: `Answered`, `Raised`, or `Left` if the worker is lost.
+        """
+
+    def wait(self, seconds: float) -> list[Event]:
+        """What has happened since the last call, in order; waits up to `seconds` for something to happen."""
+
+    def end(self, worker: int, reason: str) -> None:
+        """Ends a worker, whatever it is doing. `Left` with this reason follows, and another takes its place."""
+
+    def close(self) -> None:
+        """Ends all workers."""

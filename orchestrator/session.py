@@ -1,6 +1,6 @@
-"""Where a job works: its run folder, prompt cache, workers and MLflow run, opened in order and closed whatever happens.
+"""What a job works with: its run folder, prompt cache, workers and MLflow run, opened in order and always closed.
 
-Knows no search and no comparison: what is done there is the caller's affair.
+Knows nothing of searches and comparisons, nor of anything else that is done with them.
 """
 
 from __future__ import annotations
@@ -21,44 +21,50 @@ import workers
 from orchestrator import spec
 from orchestrator.evolution.samples import Size, endless, statistics_samples
 from orchestrator.report.progress import Display
-from orchestrator.services import redis_server as services
+from orchestrator.services.redis_server import prompt_redis
 from orchestrator.spec import JobSpec
 from orchestrator.storage import files
-from orchestrator.storage import mirror as storage
+from orchestrator.storage import mirror as mirrors
 from orchestrator.storage.journal import FILE, Journal, Lock
 from orchestrator.storage.mirror import Mirror
 from orchestrator.storage.run_folder import RUNS
 from orchestrator.tracking.store import check_mlflow, store_of
 from workers.config import EvaluatorConfig
 from workers.masking import masked_url
+from workers.plugins import folders
 from workers.tasks.loading import load_tasks
 from workers.unit import SampleRef
 
-if TYPE_CHECKING:  # both import what a refused job need not wait for
+if TYPE_CHECKING:  # both are slow to import, and a job that is refused need not wait for that
     from orchestrator.dispatch.dispatcher import Dispatcher
     from orchestrator.tracking.tracker import Tracker
 
 RESUME_PATIENCE = 60.0
-"""Seconds that a job which goes on waits for its MLflow server."""
+"""Seconds that a resumed job waits for its MLflow server."""
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """What a job works with."""
+    """What a job works with, while it is open."""
 
     folder: Path
+    """The run folder, reserved for this job."""
     dispatcher: Dispatcher
+    """Its workers, and the journal."""
     tracker: Tracker
+    """Its MLflow run."""
     mirror: Mirror | None
+    """What keeps the run folder at the job's storage URL; None where it has none."""
 
 
 def checked(
     job: JobSpec, policies: Sequence[str] = (), samples: Mapping[str, Sequence[SampleRef]] | None = None
 ) -> JobSpec:
-    """The job, naming exactly the weights that are there now.
+    """The job, with its model pinned to the weights that are there now.
 
-    policies: what will be compared; samples: what will be asked for, by the name of the setting that says how many.
-    Raises ValueError for a model or task that is not there, and for what the tasks do not have.
+    policies: names of those that will be compared; samples: those that will be asked for, by the name of the setting
+    that says how many. Raises ValueError, one line, for a model or task that is not there, and for policies or samples
+    that the tasks cannot serve.
     """
     from workers import models, targets  # imports torch
 
@@ -68,6 +74,9 @@ def checked(
     for task in job.kinds:
         if task not in tasks.tasks:
             raise ValueError(f"unknown task {task!r} in train or heldout; tasks of this set: {', '.join(tasks.tasks)}")
+        tasks.fingerprint(task)  # reads all of its records: a bad one is found before anything is started
+    for task in job.train:
+        tasks.size(task, "train")
     if "oracle" in policies and not tasks.locates:
         raise ValueError("policies: oracle needs tasks that say where their answers stand: leave it out")
     for setting, refs in (samples or {}).items():
@@ -82,11 +91,11 @@ def checked(
 def opened(
     job: JobSpec, resume: bool, display: Display, settings: tuple[str, Any], tags: dict[str, str], purpose: str = ""
 ) -> Iterator[Workplace]:
-    """A place for a job that `checked` returned.
+    """Opens what a job that `checked` returned works with, for the length of the block.
 
-    settings: name and content (a dataclass) of the file that says what was asked for; tags: of the MLflow run;
-    purpose: whatever scores and facts in the journal depend on beyond the job. Raises ValueError, one line, for bad
-    input, before anything is written.
+    settings: name and content (a dataclass) of the file in the run folder that says what was asked for; tags: labels
+    of the MLflow run; purpose: what the journal's scores and facts depend on besides the job. Raises ValueError, one
+    line, for bad input, before anything is written.
     """
     from workers import models
 
@@ -95,11 +104,11 @@ def opened(
     check_mlflow(store, RESUME_PATIENCE if resume else 5.0)
     if not resume and (folder / FILE).exists():
         raise ValueError(f"{folder} exists: continue it with --resume, or choose another name (name=...)")
-    if not resume and job.storage and storage.exists(job.storage):
+    if not resume and job.storage and mirrors.exists(job.storage):
         raise ValueError(f"{masked_url(job.storage)} holds a run: continue it with --resume, or choose another storage")
     with ExitStack() as stack:
-        redis_url = stack.enter_context(services.prompt_redis(job.redis_url, needed=not resume))
-        _prepare(folder)
+        redis_url = stack.enter_context(prompt_redis(job.redis_url, needed=not resume))
+        _make_writable(folder)
         stack.enter_context(closing(Lock(folder)))
         mirror = stack.enter_context(Mirror(folder, job.storage)) if job.storage else None
         weights = models.weights_digest(job.model.path, job.model.revision, job.model.gguf)
@@ -128,7 +137,9 @@ def opened(
 
 
 def evaluator_config(job: JobSpec, redis_url: str | None = None) -> EvaluatorConfig:
-    """What a job's workers are made of."""
+    """What a job's workers are made of. redis_url: of the prompt cache."""
+    # The folders' whole paths: workers do not start in the folder that this process started in.
+    plugins = tuple(str(Path(name).resolve()) if Path(name).is_dir() else name for name in job.plugins)
     return EvaluatorConfig(
         job.model,
         job.tasks,
@@ -137,6 +148,7 @@ def evaluator_config(job: JobSpec, redis_url: str | None = None) -> EvaluatorCon
         redis_url,
         job.prompt,
         target=job.target,
+        plugins=plugins,
         fused=job.workers.fused,
     )
 
@@ -144,7 +156,11 @@ def evaluator_config(job: JobSpec, redis_url: str | None = None) -> EvaluatorCon
 def statistics(
     job: JobSpec, dispatcher: Dispatcher, display: Display, size: Size = endless
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """The frozen feature statistics; collected once in a job's life, since another machine's would differ in bits."""
+    """The frozen feature statistics: mean and variance, (features,) float32 each, and the count behind them.
+
+    Collected once in a job's life and kept in its journal, since another machine's would differ in bits. size: how many
+    samples the tasks have.
+    """
 
     def collect() -> list:
         display.status("collecting feature statistics with the full cache")
@@ -156,7 +172,7 @@ def statistics(
 
 
 def prepare(dispatcher: Dispatcher, samples: Sequence[SampleRef], display: Display) -> None:
-    """Makes the prompts of all samples ready, on all workers and for all workers, before any is waited for."""
+    """Renders and tokenises the prompts of all samples, each once in a cluster, before any of them is evaluated."""
     done = 0
 
     def count(more: int) -> None:
@@ -167,7 +183,8 @@ def prepare(dispatcher: Dispatcher, samples: Sequence[SampleRef], display: Displ
     dispatcher.prepare(samples, count)
 
 
-def _prepare(folder: Path) -> None:
+def _make_writable(folder: Path) -> None:
+    """Makes the run folder. Raises ValueError where it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -179,17 +196,21 @@ def _prepare(folder: Path) -> None:
 
 
 def _identity(job: JobSpec, weights: str) -> str:
-    """What the scores in a journal depend on: the configuration, the weights, the tasks' data and our own code."""
+    """What a journal's scores depend on: configuration, weights, the tasks' data, and code, plug-ins' included."""
     code = hashlib.sha256()
     for package in (namm_core, workers):
-        for file in sorted(Path(package.__file__).parent.rglob("*.py")):
+        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
             code.update(file.read_bytes())
+    for folder in folders(job.plugins):  # wherever they stand
+        for file in sorted(folder.rglob("*.py")):
+            code.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     tasks = load_tasks(job.tasks)
     code.update("\n".join(tasks.fingerprint(task) for task in job.kinds).encode())
     return f"{job.digest()}-{weights[:16]}-{code.hexdigest()[:16]}"
 
 
 def _mlflow_run(folder: Path) -> str | None:
+    """The MLflow run that the job had before; None where there is none."""
     try:
         return json.loads((folder / "mlflow.json").read_text())["run_id"]
     except (OSError, ValueError, KeyError):

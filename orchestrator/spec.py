@@ -1,6 +1,7 @@
 """A job's configuration: typed, closed, composed of what each floor owns. Knows no defaults of other floors.
 
-Read from YAML, with `key=value` overrides in dotted form. An unknown key is an error that names the nearest one.
+Read from YAML, with `key=value` overrides in dotted form. An unknown key is an error that names the nearest one. A
+number's range stands beside it.
 """
 
 from __future__ import annotations
@@ -9,20 +10,30 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
-from namm_core.config import NammConfig, from_mapping
-from orchestrator.search.cma_es import SearchConfig
+from namm_core.config import NammConfig, Range, Ranged, Readable, from_fields, from_mapping
+from orchestrator import plugins
+from orchestrator.policy_entries import PolicyEntry, policy_entries
+from orchestrator.search import lookup
+from orchestrator.search.config import SearchConfig
 from orchestrator.search.racing import RacingSpec
-from orchestrator.search.stage_rules import RestartSpec, StageSpec, StopSpec, search_of
+from orchestrator.search.stage_rules import RestartSpec, StagePlan, StageSpec, StopSpec, search_of
 from orchestrator.storage import files
 from workers.config import ModelConfig, PromptConfig
 
 Kinds = tuple[str, ...]
+
+ELSEWHERE = ("name", "storage", "redis_url", "mlflow_uri", "workers", "plugins")
+"""Settings of a job that say where things are and decide no number; what plug-ins hold does, wherever they stand."""
+
+ROWS = ("full", "namm", "oracle", "h2o", "l2", "streaming", "random")
+"""Policies of the final table, where a job names none."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class StartSpec:
 
 
 @dataclass(frozen=True)
-class FitnessSpec:
+class FitnessSpec(Ranged):
     """What the search maximises."""
 
     measure: Literal["score", "logprob", "probability"] = "score"
@@ -44,52 +55,59 @@ class FitnessSpec:
     """Subtracted from the fitness: this times the kept fraction beyond `kept_free`."""
     kept_free: float = 0.0
     """Kept fraction that costs nothing."""
-    samples: int = 6
+    samples: Annotated[int, Range(least=1)] = 6
     """Samples of each task in a generation, the same ones for all candidates."""
-    statistics_samples: int = 8
-    """Training prompts of each task from which the feature statistics are collected; of the first stage's tasks."""
+    statistics_samples: Annotated[int, Range(least=1)] = 8
+    """Training prompts from which the feature statistics are collected, of each task of the first stage."""
     normalise: bool = False
     """Whether a task counts as its mean over that of the full cache on the same samples (the paper's fitness)."""
-    base_floor: float = 1e-7
-    """Added to the full cache's mean below the line of `normalise`, so that a task it cannot do is no division by zero
-    (the paper's value; a larger one keeps tasks with a tiny base from deciding alone)."""
+    base_floor: Annotated[float, Range(above=0)] = 1e-7
+    """Added to the full cache's mean before `normalise` divides by it, so that a task which it cannot do is no division
+    by zero (the paper's value; a larger one keeps tasks with a tiny base from deciding alone)."""
 
 
 @dataclass(frozen=True)
-class ValidationSpec:
+class ValidationSpec(Ranged):
     """How the vector to deploy is chosen."""
 
-    every: int = 5
+    every: Annotated[int, Range(least=1)] = 5
     """Generations between two looks at the mean."""
-    samples: int = 24
+    samples: Annotated[int, Range(least=1)] = 24
     """Validation samples of each trained task."""
 
 
 @dataclass(frozen=True)
-class HeldOutSpec:
+class HeldOutSpec(Ranged):
     """The final table."""
 
-    samples: int = 600
+    samples: Annotated[int, Range(least=1)] = 600
     """Held-out samples, over all kinds."""
-    kept_at_most: float = 1.0
+    kept_at_most: Annotated[float, Range(above=0)] = 1.0
     """Largest kept fraction of the memory on validation samples; a larger one is shifted to it before the table."""
-    policies: tuple[str, ...] = ("full", "namm", "oracle", "h2o", "l2", "streaming", "random")
-    """Rows of the table."""
+    policies: tuple[PolicyEntry, ...] = policy_entries(ROWS)
+    """Rows of the table: names, or mappings of a name, that policy's options and a fixed size."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "policies", policy_entries(self.policies))  # names from code, too
+        labels = [entry.label for entry in self.policies]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"policies names {twice} twice")
 
 
 @dataclass(frozen=True)
-class WorkerSpec:
+class WorkerSpec(Ranged):
     """How the work is spread."""
 
-    count: int | None = None
+    count: Annotated[int | None, Range(least=1)] = None
     """Workers; None: one for each CPU of the cluster that a worker's threads allow, or each GPU."""
-    threads: int = 1
+    threads: Annotated[int, Range(least=1)] = 1
     """CPU threads of a worker."""
-    gpus: float = 0.0
+    gpus: Annotated[float, Range(least=0)] = 0.0
     """GPUs of a worker."""
-    candidates_per_call: int = 1
+    candidates_per_call: Annotated[int, Range(least=1)] = 1
     """Candidates in one batch; 1 is fastest on a CPU."""
-    samples_per_call: int = 1
+    samples_per_call: Annotated[int, Range(least=1)] = 1
     """Samples in one batch; 1 is fastest on a CPU."""
     timeout: float = 600.0
     """Seconds that one evaluation may take; past them its worker is killed, and another one tries."""
@@ -123,7 +141,7 @@ class ShareSpec:
 
 
 @dataclass(frozen=True)
-class JobSpec:
+class JobSpec(Ranged, Readable):
     """One evolution job."""
 
     name: str
@@ -137,15 +155,18 @@ class JobSpec:
     """Further tasks that only the final table sees."""
     seed: int = 0
     """Seed of which samples a generation sees, and of the search (added to `search.seed`)."""
-    generations: int | None = None
+    generations: Annotated[int | None, Range(least=1)] = None
     """Generations of the search, at most; None: 30, or with stages the sum of theirs."""
     stages: tuple[StageSpec, ...] = ()
     """Parts of the job, one after the other; none: one, of `train`, `generations` and what else stands here."""
+    plugins: tuple[str, ...] = ()
+    """Folders, or importable packages, that bring policies, scorers, task sources, targets and searches of their own
+    (`orchestrator.plugins`)."""
     target: str = "language"
     """What kind of model it is, and how it is scored: a module of `workers.targets`."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     memory: NammConfig = field(default_factory=NammConfig)
-    search: SearchConfig = field(default_factory=SearchConfig)
+    search: SearchConfig = field(default_factory=lookup.default)
     start: StartSpec = field(default_factory=StartSpec)
     fitness: FitnessSpec = field(default_factory=FitnessSpec)
     stop: StopSpec = field(default_factory=StopSpec)
@@ -163,15 +184,26 @@ class JobSpec:
     mlflow_uri: str | None = None
     """MLflow store; None: `mlflow.db` in the working folder."""
 
+    @classmethod
+    def from_plain(cls, value: Any, where: str) -> JobSpec:
+        """The job, its plug-ins added before anything that they may bring is looked up. Raises ValueError, one line."""
+        given = value.get("plugins", ()) if isinstance(value, Mapping) else ()
+        if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
+            try:
+                plugins.add(given)
+            except ValueError as error:
+                raise ValueError(f"{where}.plugins: {error}") from None
+        if isinstance(value, Mapping) and "search" in value:  # which options there are depends on the algorithm
+            value = {**value, "search": lookup.read(value["search"], f"{where}.search")}
+        return from_fields(cls, value, where)
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name must be a plain folder name, not {self.name!r}")
         self._complete_stages()
         if not self.train:
             raise ValueError("train must name at least one task")
-        for name, value in (("generations", self.generations), ("fitness.samples", self.fitness.samples)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
         for number, stage in enumerate(self.plan):  # an odd population of mirrored pairs, a task named twice
             search_of(self.search, self.seed, number, stage, 0, 1.0)
         if both := set(self.train) & set(self.heldout):
@@ -181,17 +213,20 @@ class JobSpec:
                 "fitness.normalise needs fitness.measure score or probability: a ratio of log-probabilities "
                 "has no meaning"
             )
-        if not self.fitness.base_floor > 0:
-            raise ValueError(f"fitness.base_floor must be above 0, not {self.fitness.base_floor}")
         if self.restarts.count and self.stop.patience is None and self.stop.sigma_below is None:
             raise ValueError("restarts need stop.patience or stop.sigma_below: nothing else ends a search early")
+        if self.racing.enabled and self.search.elite >= self.search.population:
+            raise ValueError(
+                f"racing has nobody to drop: search.algorithm {self.search.algorithm} learns from the rank of every "
+                "candidate; leave racing off"
+            )
 
     def _complete_stages(self) -> None:
         """Fills in what follows from the stages: their names, `train` and `generations`."""
-        named = tuple(replace(s, name=s.name or f"stage{i}") for i, s in enumerate(self.stages, 1))
-        train = tuple(dict.fromkeys(task for stage in named for task in stage.train)) or self.train
-        generations = sum(stage.generations for stage in named) or 30
-        if named:
+        names = [stage.name or f"stage{i}" for i, stage in enumerate(self.stages, 1)]
+        train = tuple(dict.fromkeys(task for stage in self.stages for task in stage.train)) or self.train
+        generations = sum(stage.generations for stage in self.stages) or 30
+        if self.stages:
             if self.train and set(self.train) != set(train):
                 raise ValueError(f"train names other tasks than the stages ({', '.join(train)}): leave it out")
             if self.generations not in (None, generations):
@@ -199,23 +234,27 @@ class JobSpec:
                     f"generations is {self.generations}, the stages' sum {generations}: set it for each stage "
                     "(stages.0.generations=...)"
                 )
-            for name in (names := [stage.name for stage in named]):
+            for name in names:
                 if "/" in name or name.startswith(".") or names.count(name) > 1:
                     raise ValueError(f"stages: each needs a plain folder name of its own, not {name!r}")
+        named = tuple(replace(stage, name=name) for stage, name in zip(self.stages, names, strict=True))
         object.__setattr__(self, "stages", named)  # a frozen dataclass's own way
         object.__setattr__(self, "train", train)
         if self.generations is None:
             object.__setattr__(self, "generations", generations)
 
     @property
-    def plan(self) -> tuple[StageSpec, ...]:
+    def plan(self) -> tuple[StagePlan, ...]:
         """The stages with nothing left open; one where none are given."""
-        stages = self.stages or (StageSpec(self.train, "stage1", self.generations),)
+        stages = self.stages or (StageSpec(self.train, "stage1", self.generations or 30),)
         return tuple(
-            replace(
-                stage,
+            StagePlan(
+                name=stage.name or "",
+                train=stage.train,
+                generations=stage.generations,
                 samples=self.fitness.samples if stage.samples is None else stage.samples,
                 population=self.search.population if stage.population is None else stage.population,
+                sigma=stage.sigma,
             )
             for stage in stages
         )
@@ -232,18 +271,18 @@ class JobSpec:
 
     def digest(self) -> str:
         """Names what determines the numbers: not where they are computed, nor how long it goes on."""
-        plain = dataclasses.asdict(self)
-        for name in ("name", "storage", "redis_url", "mlflow_uri", "workers", "generations", "evaluation", "share"):
-            del plain[name]
+        said = plain(self)
+        for name in (*ELSEWHERE, "generations", "evaluation", "share"):
+            del said[name]
         for budget in ("evaluations", "hours"):
-            del plain["stop"][budget]
+            del said["stop"][budget]
         if self.stages:  # how long the last one goes on, likewise
-            del plain["stages"][-1]["generations"]
+            del said["stages"][-1]["generations"]
         workers = self.workers  # the shape of a unit, and threads: both decide in which order sums are formed
-        plain["unit"] = [workers.candidates_per_call, workers.samples_per_call, workers.threads]
+        said["unit"] = [workers.candidates_per_call, workers.samples_per_call, workers.threads]
         if workers.fused:
-            plain["fused"] = workers.fused
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+            said["fused"] = workers.fused
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read(path: str | Path, overrides: list[str] | None = None) -> JobSpec:
@@ -258,17 +297,17 @@ def read(path: str | Path, overrides: list[str] | None = None) -> JobSpec:
 def parse(text: str, path: str | Path, overrides: list[str] | None = None) -> JobSpec:
     """As `read`, of a file's text; path: for messages."""
     try:
-        plain = yaml.safe_load(text)
+        said = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(plain, dict):
+    if not isinstance(said, dict):
         raise ValueError(f"{path}: expected a mapping of settings")
     for override in overrides or []:
         key, sign, value = override.partition("=")
         if not sign:
             raise ValueError(f"{override!r} is no override: write key=value, such as generations=10")
         *path_to, last = key.split(".")
-        at = plain
+        at = said
         for part in path_to:
             at = _inner(at, part, key)
             if not isinstance(at, dict | list):
@@ -276,7 +315,7 @@ def parse(text: str, path: str | Path, overrides: list[str] | None = None) -> Jo
         if isinstance(at, list):
             raise ValueError(f"{key}: name a setting of its item {last}, such as {key}.generations")
         at[last] = yaml.safe_load(value)
-    return from_mapping(JobSpec, plain, Path(path).name)
+    return from_mapping(JobSpec, said, Path(path).name)
 
 
 def _inner(at: dict | list, part: str, key: str) -> Any:
@@ -288,7 +327,17 @@ def _inner(at: dict | list, part: str, key: str) -> Any:
     return at[int(part)]
 
 
-def write(spec: JobSpec, path: Path) -> None:
-    """Writes a job file that `read` reads back to an equal spec."""
-    plain = json.loads(json.dumps(dataclasses.asdict(spec)))
-    files.write(path, yaml.safe_dump(plain, sort_keys=False))
+def write(settings: Any, path: Path) -> None:
+    """Writes a job, or another dataclass of settings, as YAML from which an equal one is read."""
+    files.write(path, yaml.safe_dump(plain(settings), sort_keys=False))
+
+
+def plain(settings: Any) -> Any:
+    """Settings as YAML and JSON have them: mappings, lists, texts and numbers."""
+    if isinstance(settings, PolicyEntry):
+        return plain(settings.plain)
+    if dataclasses.is_dataclass(settings):
+        return {field.name: plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    if isinstance(settings, Mapping):
+        return {key: plain(value) for key, value in settings.items()}
+    return [plain(value) for value in settings] if isinstance(settings, list | tuple) else settings

@@ -7,11 +7,12 @@ programs where a rule is about what is really loaded. Knows where things stand, 
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from tests import footprint
+from tests import footprint, plug_in_kinds
 
 ROOT = Path(__file__).parent.parent
 FLOORS = ("namm_core", "workers", "orchestrator")
@@ -38,54 +39,54 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def no_import_up_a_floor() -> Iterator[str]:
+def no_import_up_a_floor(root: Path = ROOT) -> Iterator[str]:
     """No floor imports a floor above it."""
     for floor, above in ((floor, FLOORS[i + 1 :]) for i, floor in enumerate(FLOORS)):
-        for module, names in imports(floor).items():
+        for module, names in imports(root, floor).items():
             for name in sorted(names):
                 if name.split(".")[0] in above:
                     yield f"{module} imports {name}"
 
 
-def the_core_stands_alone() -> Iterator[str]:
+def the_core_stands_alone(root: Path = ROOT) -> Iterator[str]:
     """`namm_core` imports torch, transformers and what they bring, nothing else."""
     allowed = {"namm_core", "__future__"} | FOREIGN | set(sys.stdlib_module_names)
-    for module, names in imports("namm_core").items():
+    for module, names in imports(root, "namm_core").items():
         for name in sorted(names):
             if name.split(".")[0] not in allowed:
                 yield f"{module} imports {name}"
 
 
-def no_circle_of_files() -> Iterator[str]:
+def no_circle_of_files(root: Path = ROOT) -> Iterator[str]:
     """No files of a floor import each other in a circle."""
     for floor in FLOORS:
-        yield from map(" -> ".join, circles(within(floor)))
+        yield from map(" -> ".join, circles(within(root, floor)))
 
 
-def no_circle_of_folders() -> Iterator[str]:
+def no_circle_of_folders(root: Path = ROOT) -> Iterator[str]:
     """No folders of a floor import each other in a circle (a file on the floor itself counts as a folder)."""
     for floor in FLOORS:
         rooms: dict[str, set[str]] = {}
-        for module, names in within(floor).items():
+        for module, names in within(root, floor).items():
             if module != floor:  # a floor's face shows what is in all of its rooms
                 rooms.setdefault(room(module), set()).update(room(name) for name in names if name != floor)
         for own, others in rooms.items():
             others.discard(own)
         for circle in circles(rooms):
-            yield " -> ".join(circle) + f" ({'; '.join(_between(floor, circle))})"
+            yield " -> ".join(circle) + f" ({'; '.join(_between(root, floor, circle))})"
 
 
-def no_long_module() -> Iterator[str]:
+def no_long_module(root: Path = ROOT) -> Iterator[str]:
     """No module has more than 400 lines."""
     for folder in MEASURED:
-        for path in sorted((ROOT / folder).rglob("*.py")):
+        for path in sorted((root / folder).rglob("*.py")):
             if (lines := len(path.read_text().splitlines())) > LINES:
-                yield f"{path.relative_to(ROOT)}: {lines}"
+                yield f"{path.relative_to(root)}: {lines}"
 
 
 def plug_in_folders_hold_plug_ins() -> Iterator[str]:
     """Plug-in folders hold plug-ins and nothing else."""
-    yield from footprint.furniture()
+    yield from _plug_ins()
 
 
 def readers_start_light() -> Iterator[str]:
@@ -100,7 +101,7 @@ def reports_start_fast() -> Iterator[str]:
 
 def one_file_adds_one_thing() -> Iterator[str]:
     """To add a policy, scorer, task source, target or search, one file is written, and none of ours is touched."""
-    yield from footprint.additions()
+    yield from _plug_ins(str(plug_in_kinds.NEWCOMERS))
 
 
 RULES: tuple[Callable[[], Iterable[str]], ...] = (
@@ -116,15 +117,22 @@ RULES: tuple[Callable[[], Iterable[str]], ...] = (
 )
 
 
-def imports(package: str) -> dict[str, set[str]]:
+def _plug_ins(*folder: str) -> list[str]:
+    """What `tests.plug_in_kinds` prints, in a process that no other plug-ins were added to."""
+    command = [sys.executable, "-m", "tests.plug_in_kinds", *folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.splitlines() + done.stderr.splitlines()[-1:]
+
+
+def imports(root: Path, package: str) -> dict[str, set[str]]:
     """What each module of a package imports, by dotted names; names of ours are resolved to modules."""
-    modules = {_dotted(path): path for path in sorted((ROOT / package).rglob("*.py"))}
-    return {module: set(_imported(path, module)) for module, path in modules.items()}
+    modules = {_dotted(root, path): path for path in sorted((root / package).rglob("*.py"))}
+    return {module: set(_imported(root, path, module)) for module, path in modules.items()}
 
 
-def within(floor: str) -> dict[str, set[str]]:
+def within(root: Path, floor: str) -> dict[str, set[str]]:
     """`imports`, of modules of the same floor alone."""
-    graph = imports(floor)
+    graph = imports(root, floor)
     return {module: {name for name in names if name in graph and name != module} for module, names in graph.items()}
 
 
@@ -168,9 +176,9 @@ def _reached(graph: Graph, start: str) -> set[str]:
     return found
 
 
-def _between(floor: str, circle: list[str]) -> Iterator[str]:
+def _between(root: Path, floor: str, circle: list[str]) -> Iterator[str]:
     """One import for each step of a circle of folders."""
-    graph = within(floor)
+    graph = within(root, floor)
     for own, other in zip(circle, circle[1:], strict=False):
         yield next(
             f"{module} imports {name}"
@@ -181,7 +189,7 @@ def _between(floor: str, circle: list[str]) -> Iterator[str]:
         )
 
 
-def _imported(path: Path, module: str) -> Iterator[str]:
+def _imported(root: Path, path: Path, module: str) -> Iterator[str]:
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -193,16 +201,16 @@ def _imported(path: Path, module: str) -> Iterator[str]:
                 base = ".".join([*above, base] if base else above)
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
-                yield inner if _is_module(inner) else base
+                yield inner if _is_module(root, inner) else base
 
 
-def _is_module(dotted: str) -> bool:
-    path = ROOT.joinpath(*dotted.split("."))
+def _is_module(root: Path, dotted: str) -> bool:
+    path = root.joinpath(*dotted.split("."))
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
-def _dotted(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+def _dotted(root: Path, path: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 

@@ -1,9 +1,10 @@
 """Keeps arrays that are costly to make again (token ids, base scores) in Redis, keyed by their content.
 
-Values are typed bytes, never pickles. A lost Redis costs time, not the run: a bounded local store stands in
-front of it and goes on alone. Knows nothing of tokenizers, models or tasks: whoever asks says what the key is
-made of.
+Values are typed bytes, never pickles. A lost Redis costs time, not the run: a bounded local store stands in front of
+it and goes on alone. Knows nothing of tokenizers, models or tasks: callers say what a key is made of.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -12,6 +13,7 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import redis
@@ -26,8 +28,8 @@ _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
 _DIGEST = 16  # bytes
 
 
-def content_key(kind: str, **parts) -> str:
-    """Redis key of what `parts` (JSON values: model, tokenizer, task, template, sample, ...) determine.
+def content_key(kind: str, **parts: Any) -> str:
+    """Redis key of whatever is determined by `parts` (JSON values: model, tokenizer, task, template, sample, ...).
 
     The same parts in any order give the same key in every process; 1, 1.0, True and "1" are different parts.
     Raises ValueError for a part that JSON cannot hold exactly (an array, an object, NaN).
@@ -42,7 +44,7 @@ def content_key(kind: str, **parts) -> str:
 def pack(key: str, array: np.ndarray) -> bytes:
     """Bytes of `array`, little-endian: magic, dtype code, number of dimensions, shape, payload, checksum.
 
-    The checksum covers `key` too, so a value found under another key counts as damaged.
+    The checksum covers `key` too, so that a value found under another key counts as damaged.
     Raises ValueError for a dtype other than int32, int64, float32, float64, uint8 and bool.
     """
     array = np.asarray(array)
@@ -56,7 +58,7 @@ def pack(key: str, array: np.ndarray) -> bytes:
 
 
 def unpack(key: str, value: bytes) -> np.ndarray:
-    """The array that `pack` made `value` of; writable, of its own memory. Raises ValueError if damaged."""
+    """The array that `pack` made `value` of; writable, with memory of its own. Raises ValueError if damaged."""
     body, digest = value[:-_DIGEST], value[-_DIGEST:]
     if not body.startswith(_MAGIC) or digest != _digest(key, body):
         raise ValueError(f"{len(value)} bytes are not an intact array of this key")
@@ -78,13 +80,13 @@ class ArrayCache:
 
     Args:
         url: address of a Redis server, or None.
-        password: used when the url holds none.
+        password: used if the url holds none.
         local_bytes: bound of the local store; the least recently used arrays leave first.
         retry_every: seconds for which a Redis that failed is left alone.
         expire: seconds after which Redis may forget a value, so that a shared server does not fill up.
 
     Attributes:
-        hits, misses: what `get` answered, wherever it was found.
+        hits, misses: how often `get` found an array, wherever it was, and how often it did not.
         failures: calls to Redis that failed.
         lost: whether the last call to Redis failed.
     """
@@ -97,26 +99,28 @@ class ArrayCache:
         local_bytes: int = 64 * 2**20,
         retry_every: float = 5.0,
         expire: int = 30 * 24 * 3600,
-    ):
-        self._arguments = {"local_bytes": local_bytes, "retry_every": retry_every, "expire": expire}
+    ) -> None:
+        self._local_limit, self._retry_every, self._expire = local_bytes, retry_every, expire
         self._url, self._password = url, password
+        self._label = "" if url is None else masked_url(url)
         self._local: OrderedDict[str, np.ndarray] = OrderedDict()
         self._local_bytes = 0
         self.lost = False
         self._retry_at = 0.0
         self.hits = self.misses = self.failures = 0
         # The client's own defaults block a call for 4.4 s when the server is down.
-        limits = {"retry": None, "socket_timeout": 0.5, "socket_connect_timeout": 0.5}
+        limits: dict[str, Any] = {"retry": None, "socket_timeout": 0.5, "socket_connect_timeout": 0.5}
         self._client = None if url is None else redis.Redis.from_url(url, password=password, **limits)
 
-    def __reduce__(self):
-        return _open, (self._url, self._password, self._arguments)
+    def __reduce__(self) -> tuple[Any, ...]:
+        limits = {"local_bytes": self._local_limit, "retry_every": self._retry_every, "expire": self._expire}
+        return _open, (self._url, self._password, limits)
 
     def __repr__(self) -> str:
-        return f"ArrayCache({masked_url(self._url) if self._url else None!r})"
+        return f"ArrayCache({self._label or None!r})"
 
     def get(self, key: str) -> np.ndarray | None:
-        """The array stored under `key`, as a copy of the caller's own, or None."""
+        """A copy of the array stored under `key`, or None."""
         array = self._local.get(key)
         if array is not None:
             self._local.move_to_end(key)
@@ -129,14 +133,14 @@ class ArrayCache:
         return array.copy()
 
     def put(self, key: str, array: np.ndarray) -> None:
-        """Stores `array` (of a dtype that `pack` takes) under `key`; never raises because of Redis."""
+        """Stores `array` under `key`; never raises because of Redis, but ValueError for a dtype that `pack` refuses."""
         array = np.array(array)
         value = pack(key, array)
         self._keep(key, array)
-        self._ask(lambda client: client.set(key, value, ex=self._arguments["expire"]))
+        self._ask(lambda client: client.set(key, value, ex=self._expire))
 
     def get_or_make(self, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The array of `key`; where there is none, `make()` is called and its result stored."""
+        """The array of `key`; if there is none, `make()` is called and its result stored."""
         array = self.get(key)
         if array is None:
             array = np.asarray(make())
@@ -160,10 +164,10 @@ class ArrayCache:
             self._local_bytes -= self._local.pop(key).nbytes
         self._local[key] = array
         self._local_bytes += array.nbytes
-        while self._local_bytes > self._arguments["local_bytes"]:
+        while self._local_bytes > self._local_limit:
             self._local_bytes -= self._local.popitem(last=False)[1].nbytes
 
-    def _ask(self, call: Callable[[redis.Redis], bytes | None]) -> bytes | None:
+    def _ask(self, call: Callable[[redis.Redis], Any]) -> Any:
         """What Redis answers; None while it is lost."""
         if self._client is None or time.monotonic() < self._retry_at:
             return None
@@ -171,17 +175,17 @@ class ArrayCache:
             answer = call(self._client)
         except (redis.RedisError, OSError) as error:
             self.failures += 1
-            self._retry_at = time.monotonic() + self._arguments["retry_every"]
+            self._retry_at = time.monotonic() + self._retry_every
             if not self.lost:
                 reason = masked_url(f"{type(error).__name__}: {error}")
-                logger.warning("Redis at %s is lost (%s); going on without it", masked_url(self._url), reason)
+                logger.warning("Redis at %s is lost (%s); going on without it", self._label, reason)
             self.lost = True
             return None
         if self.lost:
-            logger.warning("Redis at %s is back", masked_url(self._url))
+            logger.warning("Redis at %s is back", self._label)
         self.lost = False
         return answer
 
 
-def _open(url: str | None, password: str | None, arguments: dict) -> ArrayCache:
-    return ArrayCache(url, password, **arguments)
+def _open(url: str | None, password: str | None, limits: dict[str, Any]) -> ArrayCache:
+    return ArrayCache(url, password, **limits)

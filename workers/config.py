@@ -29,7 +29,7 @@ class ModelConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; `auto` takes a GPU where there is one."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
-    """How its layers are spread over all GPUs of a worker (needs the package accelerate); None: one device."""
+    """How its layers are spread over all GPUs of a worker (needs the package accelerate); None: on one device."""
 
     def __post_init__(self) -> None:
         if self.ntk_alpha <= 0:
@@ -47,12 +47,12 @@ class PromptConfig:
     """How a sample's text becomes the model's tokens."""
 
     max_tokens: int | None = None
-    """Longest prompt, in tokens, all special ones included; of a longer one the first and the last half stay
-    (LongBench's middle truncation). None: prompts stay whole."""
+    """Longest prompt in tokens, special ones included; a longer one loses its middle, as in LongBench. None: any
+    length."""
     bos: Literal["auto", "always", "never"] = "auto"
-    """The token that opens a text: as the tokenizer, or the chat template, does by itself; always; or never."""
+    """The token that opens a text: `auto` as the tokenizer, or the chat template, does by itself; always; or never."""
     chat_template: bool = False
-    """Whether the tokenizer's chat template goes around prompts; LongBench's few-shot and code tasks stay without."""
+    """Whether prompts are put into the tokenizer's chat template; LongBench's few-shot and code tasks never are."""
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 2:
@@ -61,7 +61,7 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class EvaluatorConfig:
-    """All that an evaluator is made of."""
+    """Everything that an evaluator is made from."""
 
     model: ModelConfig
     tasks: dict[str, Any]
@@ -70,7 +70,7 @@ class EvaluatorConfig:
     threads: int = 1
     """CPU threads of one worker."""
     redis_url: str | None = field(default=None, repr=False)
-    """Where prompts are cached; None: in this process alone."""
+    """Where prompts are cached; None: only in this process."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     target: str = "language"
     """What kind of model it is, and how it is scored: a module of `workers.targets`."""

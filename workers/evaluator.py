@@ -1,8 +1,8 @@
 """The evaluator: policies and samples in, scores out. A pure function of both; plain Python, no Ray.
 
 A unit of work is some candidates times some samples, run as the rows of one batch. Its shape is fixed by the
-configuration, so that a score never depends on which machine computed it or what else it had to do. What the model
-is, and how it is scored, is the target's affair (`workers.targets`).
+configuration, so that a score never depends on which machine computed it or what else that machine had to do. What
+the model is, and how it is scored, is up to the target (`workers.targets`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector, policies
 from namm_core.attention import fused
-from namm_core.policies import Oracle, Policy
+from namm_core.protocols import Policy
 from workers import plugins, targets
 from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig
@@ -28,7 +28,10 @@ from workers.unit import PolicySpec, SampleRef, SampleResult, Unit
 
 
 class Evaluator:
-    """Hosts the frozen model. Raises ValueError when model or tasks cannot be loaded."""
+    """Hosts the frozen model of one target, and evaluates policies with it.
+
+    Raises ValueError, one line, if plug-ins, model or tasks cannot be loaded, or the fused kernels cannot run.
+    """
 
     def __init__(self, config: EvaluatorConfig) -> None:
         torch.set_num_threads(config.threads)
@@ -40,8 +43,11 @@ class Evaluator:
         """Whether attention under a memory goes through Triton's kernels."""
 
     def evaluate(self, unit: Unit) -> list[list[SampleResult]]:
-        """Results[policy][sample] of one unit. Base scores, those of the full cache, are kept in Redis."""
-        if [policy.name for policy in unit.policies] != ["full"]:
+        """Results[policy][sample] of one unit; those of the full cache, the base scores, are kept in Redis.
+
+        Raises ValueError, one line, for policies that cannot share a batch, and for what a policy refuses.
+        """
+        if unit.policies != (PolicySpec("full"),):
             return self._evaluate(unit)
         samples = [list(ref) for ref in unit.samples]
         key = content_key(
@@ -77,7 +83,8 @@ class Evaluator:
         return [results[i : i + len(samples)] for i in range(0, len(results), len(samples))]
 
     def statistics(self, samples: list[SampleRef]) -> tuple[np.ndarray, np.ndarray, float]:
-        """Mean, variance and count of the spectrogram features over full-cache runs of the samples."""
+        """Mean (features,), variance (features,) and count of the spectrogram features, over the samples' prompts read
+        with the full cache. Raises ValueError, one line, if no prompt reaches one update interval."""
         collector = StatisticsCollector(self.config.memory)
         for ref in samples:
             with MemoryCache(self.target.model, collector) as cache, torch.inference_mode():
@@ -91,8 +98,8 @@ class Evaluator:
         return found.mean.numpy(), found.var.numpy(), found.count
 
     def kept_map(self, spec: PolicySpec, ref: SampleRef) -> tuple[list[str], np.ndarray, list[int]]:
-        """One prompt's tokens as text, the share of layers and heads (tokens,) that hold each of them after it,
-        and the positions that answer it."""
+        """One prompt's tokens as text, the share of layers and heads (tokens,) that hold each of them after the prompt,
+        and the positions of the tokens that answer it. Raises ValueError for the full cache."""
         sample = self.target.sample(ref)
         with self._cache((spec,), [sample]) as cache, torch.inference_mode():
             if cache is None:
@@ -105,13 +112,13 @@ class Evaluator:
         return self.target.labels(sample)[: len(held)], held, sample.relevant.tolist()
 
     def timing(self, spec: PolicySpec, ref: SampleRef, tokens: int) -> Timing | None:
-        """What one sample's prompt and `tokens` forced tokens after it cost; None where a target has no speeds."""
+        """Time and memory for one sample's prompt and `tokens` forced tokens; None if the target has no speeds."""
         sample = self.target.sample(ref)
         with self._cache((spec,), [sample]) as cache:
             return self.target.measure(sample, cache, tokens)
 
     def prepare(self, samples: list[SampleRef]) -> int:
-        """Renders and tokenises the samples' prompts, which no other worker then has to; returns how many were new."""
+        """Renders and tokenises the samples' prompts, so that no other worker has to; returns how many were new."""
         misses = self.arrays.misses
         for ref in samples if self.target.stores else ():
             self.target.sample(ref)
@@ -132,24 +139,25 @@ class Evaluator:
         spec, interval = specs[0], self.config.memory.update_interval
         if not all(spec.shares_batch(other) for other in specs[1:]):
             raise ValueError("several policies in one unit must all be namm and differ in theta alone")
-        if spec.name == "full":
-            return None
         if spec.name == "namm":
             return self._namm(specs, len(samples))
+        given = policies.check(spec.name, spec.options, spec.budget)
+        if spec.name == "full":
+            return None
         if spec.name == "oracle":
-            if not all(len(sample.relevant) for sample in samples):
-                raise ValueError(
-                    "oracle: these tasks do not say where their answers stand; leave it out of the policies"
-                )
-            return Oracle([torch.from_numpy(sample.relevant).long() for sample in samples], interval)
-        budgets = _budgets(spec.budget, [sample.tokens for sample in samples], interval)
-        return policies.named(spec.name)(budget=budgets, update_interval=interval)
+            given["relevant"] = _relevant(samples)
+        kind = policies.named(spec.name)
+        if kind.takes_budget:
+            given["budget"] = _budgets(spec.budget, [sample.tokens for sample in samples], interval)
+        return kind(update_interval=interval, **given)
 
     def _namm(self, specs: tuple[PolicySpec, ...], samples: int) -> Namm:
         """One memory for all rows: row = policy * samples + sample."""
         thetas = [spec.theta for spec in specs if spec.theta is not None]
         if len(thetas) < len(specs):
             raise ValueError("namm needs a theta, the parameters of its scorer")
+        if specs[0].options or specs[0].budget is not None:
+            raise ValueError("namm has no budget and no options: its theta and `memory` decide what it keeps")
         given = specs[0].statistics  # the same bits in all of them
         statistics = None if given is None else FeatureStatistics(*given)
         return Namm(self.config.memory, np.repeat(np.stack(thetas), samples, axis=0), statistics)
@@ -162,6 +170,13 @@ def _fused(choice: Literal["auto", True, False], device: torch.device) -> bool:
     if choice:
         fused.check(device)
     return choice
+
+
+def _relevant(samples: list[Shown]) -> list[torch.Tensor]:
+    """Per row, (relevant,) int64 positions that answer the sample. Raises ValueError if a sample does not know them."""
+    if not all(len(sample.relevant) for sample in samples):
+        raise ValueError("oracle: these tasks do not say where their answers stand; leave it out of the policies")
+    return [torch.from_numpy(sample.relevant).long() for sample in samples]
 
 
 def _budgets(fraction: float | None, lengths: list[int], interval: int) -> torch.Tensor:

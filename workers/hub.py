@@ -1,8 +1,8 @@
-"""A model repository of the Hugging Face Hub: which commit is meant, and its files, fetched once per node.
+"""A repository of the Hugging Face Hub: which commit is meant, and its files, fetched once on each node.
 
 Files go to the Hub's own cache (HF_HOME), whose locks let one process of a node fetch a file while the others wait
-for it. A token comes from the environment (HF_TOKEN) alone, and goes nowhere but to the Hub. Knows nothing of what
-the files hold.
+for it. A token comes only from the environment (HF_TOKEN), and is only sent to the Hub. Knows nothing of what is in the
+files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 
 SETTINGS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
-"""All that is no weights: configuration and tokenizer. No Python, no pickles."""
+"""Everything but the weights: configuration and tokenizer. No Python, no pickles."""
 
 
 def is_repository(path: str) -> bool:
@@ -32,22 +32,26 @@ def is_repository(path: str) -> bool:
 
 
 def commit(repository: str, revision: str | None) -> str:
-    """Hash of the commit that a branch, tag or commit names; None is the default branch. Raises ValueError."""
+    """Hash of the commit that a branch, tag or commit names; None is the default branch.
+
+    Raises ValueError, one line, if it does not exist or cannot be looked up.
+    """
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
     return settings(repository, revision).name
 
 
 def settings(repository: str, revision: str | None) -> Path:
-    """Folder with configuration and tokenizer, named after the commit. Raises ValueError, one line.
+    """Folder with configuration and tokenizer, named after the commit.
 
-    Where the Hub cannot be reached it is what the cache holds of that revision.
+    If the Hub cannot be reached, it is what the cache holds of that revision. Raises ValueError, one line, if there is
+    nothing.
     """
     return _fetch(repository, revision, SETTINGS)
 
 
 def fetch(repository: str, commit: str, files: list[str]) -> None:
-    """Fetches files into the folder that `settings` named. Raises ValueError, one line, also where one is missing."""
+    """Fetches files into the folder that `settings` named. Raises ValueError, one line, also if one does not exist."""
     folder = _fetch(repository, commit, files)
     for file in files:
         if not (folder / file).is_file():
@@ -55,15 +59,16 @@ def fetch(repository: str, commit: str, files: list[str]) -> None:
 
 
 def has(repository: str, commit: str, file: str) -> bool:
-    """Whether the repository holds a file; fetches nothing. Raises ValueError, one line, where that is not known."""
+    """Whether the repository holds a file; fetches nothing. Raises ValueError, one line, if it cannot find out."""
     with _one_line(repository, commit):
         return HfApi(token=_token()).file_exists(repository, file, revision=commit)
 
 
 def data(repository: str, revision: str | None, files: tuple[str, ...]) -> Path:
-    """Folder with those of a data set's files that it has. Raises ValueError, one line, that says what to download.
+    """Folder with those of the given files that a data set has.
 
-    Where the Hub cannot be reached it is what the cache holds of that revision.
+    If the Hub cannot be reached, it is what the cache holds of that revision. Raises ValueError, one line that says
+    what to download, if there is nothing.
     """
     try:
         folder = snapshot_download(
@@ -96,7 +101,7 @@ def _fetch(repository: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def _token() -> str | bool:
-    """HF_TOKEN, or False: none, not even one that a person's home folder holds."""
+    """HF_TOKEN, or False: no token at all, not even one that is stored in the user's home folder."""
     return os.environ.get("HF_TOKEN", "").strip() or False
 
 
@@ -109,7 +114,7 @@ def _one_line(repository: str, revision: str | None) -> Iterator[None]:
 
 
 def _reason(error: Exception, repository: str, revision: str | None) -> str:
-    """What to do about it. Quotes no request: that would hold the token."""
+    """What went wrong and what to do about it. Quotes no request, which would contain the token."""
     token = "the account of the token in HF_TOKEN" if _token() else None
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
     status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None

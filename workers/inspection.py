@@ -1,4 +1,4 @@
-"""What a memory holds of real prompts, token by token, and what its scores react to. Arrays; knows no pictures."""
+"""What a memory holds of real prompts, token by token, and what its scores react to. Gives arrays; draws nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from namm_core import MemoryCache, Namm
-from namm_core.policies.base import State, View
+from namm_core.protocols import State, View
 from namm_core.sensitivity import own_derivatives
 from workers.evaluator import Evaluator
 from workers.targets.language import Language
@@ -21,29 +21,29 @@ FACT, QUESTION, FILLER, RELEVANT, OTHER = "facts", "question", "filler", "releva
 
 @dataclass(frozen=True)
 class Reading:
-    """What a memory held of one prompt, right after it was read."""
+    """What a memory held of one prompt right after reading it."""
 
     sample: SampleRef
     tokens: list[str]
     """The prompt's tokens as text."""
     kinds: list[str]
-    """Of each token: facts, question or filler; relevant or other where the task does not know its facts."""
+    """Kind of each token: facts, question or filler; relevant or other if the task does not know its facts."""
     relevant: np.ndarray
     """(tokens,) bool, what an oracle would keep."""
     held: np.ndarray
     """(layers, kv_heads, tokens) bool."""
     judged: int
-    """Tokens before the last update's end; the ones behind are held because they were not yet judged."""
+    """Tokens before the end of the last update; those after it are held because nobody has judged them yet."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Mean |d score / d feature| of a token's own features, over all updates of all prompts."""
+    """Mean |d score / d feature| with respect to a token's own features, over all updates of all prompts."""
 
     layers: np.ndarray
     """(layers, features): age (sines, cosines), then spectrogram, in score per unit of the embedding."""
     tokens: int
-    """Scores that the mean is over, in each layer."""
+    """How many scores each layer's mean is over, at least."""
 
 
 class Probe(Namm):
@@ -55,6 +55,7 @@ class Probe(Namm):
         self.counts: dict[int, int] = {}
 
     def keep(self, state: State, view: View) -> torch.Tensor:
+        """(rows, kv_heads, keys) bool, as `Namm.keep`."""
         derivatives = own_derivatives(self, state, view)
         judged = (view.positions >= 0) & (view.positions != view.newest[:, None, None])  # the newest is always kept
         total = derivatives[judged].abs().double().sum(0).cpu().numpy()
@@ -64,11 +65,15 @@ class Probe(Namm):
 
 
 def inspect(evaluator: Evaluator, namm: Namm, samples: list[SampleRef]) -> tuple[list[Reading], Sensitivity]:
-    """Reads each sample's prompt with the memory. Raises ValueError when no prompt reaches one update."""
-    if not isinstance(evaluator.target, Language):
+    """Reads each sample's prompt with the memory.
+
+    Raises ValueError, one line, for a target other than `language`, and if no prompt reaches one update.
+    """
+    target = evaluator.target
+    if not isinstance(target, Language):
         raise ValueError(f"what a memory does can be looked into in language alone, not {evaluator.config.target}")
     probe = Probe(namm)
-    readings = [_read(evaluator, probe, ref) for ref in samples]
+    readings = [_read(target, probe, ref) for ref in samples]
     if not probe.counts:
         raise ValueError(
             f"no prompt reaches one update ({namm.config.update_interval} tokens): nothing is ever forgotten here"
@@ -78,11 +83,11 @@ def inspect(evaluator: Evaluator, namm: Namm, samples: list[SampleRef]) -> tuple
     return readings, Sensitivity(means, min(probe.counts.values()))
 
 
-def _read(evaluator: Evaluator, probe: Probe, ref: SampleRef) -> Reading:
-    prompt = evaluator.target.sample(ref)
+def _read(target: Language, probe: Probe, ref: SampleRef) -> Reading:
+    prompt = target.sample(ref)
     length = len(prompt.ids)
-    with MemoryCache(evaluator.target.model, probe) as cache, torch.no_grad():
-        evaluator.target.read(prompt, cache)
+    with MemoryCache(target.model, probe) as cache, torch.no_grad():
+        target.read(prompt, cache)
         layers = [[head.cpu().numpy() for head in cache.kept_positions(i)[0]] for i in range(len(cache.layers))]
     held = np.zeros((len(layers), len(layers[0]), length), bool)
     for i, heads in enumerate(layers):
@@ -90,24 +95,18 @@ def _read(evaluator: Evaluator, probe: Probe, ref: SampleRef) -> Reading:
             held[i, j, positions] = True
     relevant = np.zeros(length, bool)
     relevant[prompt.relevant] = True
-    return Reading(
-        ref,
-        evaluator.target.labels(prompt),
-        _kinds(evaluator, ref, relevant),
-        relevant,
-        held,
-        length - length % probe.update_interval,
-    )
+    kinds = _kinds(target, ref, relevant)
+    return Reading(ref, target.labels(prompt), kinds, relevant, held, length - length % probe.update_interval)
 
 
-def _kinds(evaluator: Evaluator, ref: SampleRef, relevant: np.ndarray) -> list[str]:
-    """The kind of each token. Where a task knows its facts, the question is the prompt's last line."""
-    sample = evaluator.target.tasks.sample(*ref)
+def _kinds(target: Language, ref: SampleRef, relevant: np.ndarray) -> list[str]:
+    """The kind of each token; if a task knows its facts, the question is the prompt's last line."""
+    sample = target.tasks.sample(*ref)
     if not sample.facts:
         return [RELEVANT if marked else OTHER for marked in relevant]
     found = np.full(len(relevant), FILLER, dtype=object)
     question = (sample.prompt.rstrip().rfind("\n"), len(sample.prompt))
     for kind, spans in ((FACT, sample.facts), (QUESTION, (question,) if question[0] >= 0 else ())):
-        marked = dataclasses.replace(sample, relevant=spans)  # spans become tokens as those that matter do
-        found[tokenise(marked, evaluator.target.tokenizer, evaluator.config.prompt).relevant] = kind
+        marked = dataclasses.replace(sample, relevant=spans)  # spans become tokens as the relevant ones do
+        found[tokenise(marked, target.tokenizer, target.config.prompt).relevant] = kind
     return found.tolist()

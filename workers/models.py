@@ -15,7 +15,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
@@ -24,7 +31,7 @@ from workers.config import ModelConfig
 
 
 def check(config: ModelConfig) -> None:
-    """Raises ValueError, one line, when the model cannot be there or would bring code; fetches no weights.
+    """Raises ValueError, one line, if there is no such model or it would bring code; fetches no weights.
 
     A GGUF file that is on this machine is dequantised, if no job here has done so.
     """
@@ -55,7 +62,7 @@ def tokenizer(config: ModelConfig) -> Tokenizer:
 
 
 def settings_file(config: ModelConfig, name: str) -> dict:
-    """A JSON file beside the model's configuration; {} where it has none. Raises ValueError, one line."""
+    """A JSON file beside the model's configuration; {} if there is none. Raises ValueError, one line, if damaged."""
     file = _find(_named(config)) / name
     return _json(file) if file.is_file() else {}
 
@@ -98,7 +105,7 @@ def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """SHA-256 of what a fast tokenizer does, in full."""
+    """SHA-256 of a fast tokenizer's complete definition."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
@@ -111,7 +118,10 @@ def stretch(config: PreTrainedConfig, alpha: float) -> None:
         rope["rope_theta"] = float(rope["rope_theta"]) * alpha ** (size / (size - 2))
 
 
-def load(config: ModelConfig, auto: type = AutoModelForCausalLM) -> tuple[PreTrainedModel, Tokenizer]:
+def load(
+    config: ModelConfig,
+    auto: type[AutoModelForCausalLM] | type[AutoModelForImageTextToText] = AutoModelForCausalLM,
+) -> tuple[PreTrainedModel, Tokenizer]:
     """The model, in evaluation mode on its device or devices, and its tokenizer. auto: the kind of model.
 
     A Hub model's weights are fetched first, by one process of a node; all read them from that local folder,
@@ -148,13 +158,13 @@ def load(config: ModelConfig, auto: type = AutoModelForCausalLM) -> tuple[PreTra
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device), tokenizer
+    return model.to(device), tokenizer  # type: ignore[arg-type]  # transformers wraps Module.to without its self
 
 
 def check_fits(model: PreTrainedModel) -> None:
-    """Raises ValueError when a `device_map` left parts of the model to the CPU beside GPUs, or to the disk.
+    """Raises ValueError if a `device_map` left parts of the model to the CPU beside GPUs, or to the disk.
 
-    It would work, but every forward call would carry those weights to the GPU again.
+    That would work, but every forward call would copy those weights to the GPU again.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     outside = sum(p.device.type != device for p in model.parameters())
@@ -167,9 +177,9 @@ def check_fits(model: PreTrainedModel) -> None:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the files that transformers would read weights from, whether they are there or not.
+    """Names of the files that transformers would read weights from, whether they exist or not.
 
-    Raises ValueError, one line, where one is no safetensors file beside its configuration.
+    Raises ValueError, one line, if one is not a safetensors file beside the configuration.
     """
     name = _json(folder / "config.json").get("transformers_weights")  # a configuration may name its file
     index = folder / "model.safetensors.index.json"
@@ -271,7 +281,7 @@ def _find(config: ModelConfig) -> Path:
 
 
 def _to_fetch(folder: Path, config: ModelConfig) -> list[str]:
-    """Weights of a Hub model that are not there yet. Raises ValueError when they cannot be had."""
+    """Names of a Hub model's weight files that are not here yet. Raises ValueError if there are none to get."""
     files = [file for file in weight_files(folder) if not (folder / file).is_file()]
     if files and (Path(config.path).is_dir() or not hub.has(config.path, folder.name, files[0])):
         raise ValueError(

@@ -25,7 +25,7 @@ def root() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "namm"
 
 
-def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
     """Returns `folder`, made by `make(part)` where it does not exist yet.
 
     make: fills the empty folder `part` beside it, which is renamed to `folder` when it returns. Where it raises,

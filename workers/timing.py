@@ -1,6 +1,6 @@
-"""How fast a model reads and writes with a cache, and how large that gets: one prompt, once. Knows no tasks or scores.
+"""How fast a model reads and writes with a cache, and how large the cache gets: one prompt, once.
 
-Seconds belong to a machine and its neighbours: nothing that is decided may depend on them.
+Seconds belong to a machine and its neighbours: nothing that is decided may depend on them. Knows no tasks or scores.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from namm_core import MemoryCache
 
 
 class Timing(NamedTuple):
-    """One prompt and a forced continuation."""
+    """What one prompt and a forced continuation took."""
 
     prompt_tokens: int
     prefill_seconds: float
@@ -26,18 +26,18 @@ class Timing(NamedTuple):
     cache_bytes: int
     """Keys and values, after the forward call at which the cache was largest."""
     state_bytes: int
-    """All else that the cache held then: positions, the policy's state."""
+    """Everything else that the cache held then: positions, the policy's state."""
 
 
 @torch.inference_mode()
 def measure(
     model: PreTrainedModel, ids: Tensor, cache: Cache | None, tokens: int, embedded: Tensor | None = None
 ) -> Timing:
-    """Feeds a prompt (tokens,) in one call, then `tokens` tokens one by one, the same ones for every policy.
+    """Feeds a prompt in one call, then `tokens` tokens one by one, the same ones for every policy.
 
-    embedded: (tokens, size), fed in the prompt's place where its ids alone do not say what it is.
-
-    cache: a fresh one; None is the stock full cache. Updates of a memory among the decoded tokens are in their time.
+    ids: (prompt tokens,) int64; embedded: (prompt tokens, size), fed in place of `ids` if these alone do not say what
+    the prompt is; cache: a fresh one, or None for the stock full cache. If a memory updates among the decoded tokens,
+    their time includes it.
     """
     past = DynamicCache(config=model.config) if cache is None else cache
     largest = (0, 0)
@@ -60,13 +60,15 @@ def measure(
 
 
 def nbytes(cache: Cache) -> tuple[int, int]:
-    """Bytes of a cache's keys and values, and of the rest of it."""
+    """Bytes of a cache's keys and values, and of everything else in it."""
     if isinstance(cache, MemoryCache):
         return cache.nbytes, cache.state_nbytes
-    held = [layer for layer in cache.layers if layer.is_initialized]
-    return sum(t.untyped_storage().nbytes() for layer in held for t in (layer.keys, layer.values)), 0
+    filled = [layer for layer in cache.layers if isinstance(layer, CacheLayerMixin) and layer.is_initialized]
+    held = [tensor for layer in filled for tensor in (layer.keys, layer.values) if tensor is not None]
+    return sum(tensor.untyped_storage().nbytes() for tensor in held), 0
 
 
 def _settle(model: PreTrainedModel) -> None:
+    """Waits for the GPU, which runs behind the program."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)

@@ -1,56 +1,26 @@
 """The one attention function that serves every architecture: forgetting happens inside it.
 
-A layer's block of queries needs only that layer's cache as its own evictions left it, and the layer below for the
-same block. So one forward call may bring any number of tokens: they are walked in blocks that end at updates,
-which gives exactly what feeding them chunk by chunk gives. Registered with transformers under `NAME`.
+A layer's block of queries needs only that layer's cache as its own evictions left it, and the layer below for the same
+block. So one forward call may bring any number of tokens: they are processed in blocks that end at updates, which gives
+exactly what feeding them chunk by chunk gives. Registered with transformers under `NAME`.
 
 Knows nothing of policies beyond whether they want to see attention.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
 from namm_core.attention import fused, tiles
-
-if TYPE_CHECKING:
-    from namm_core.cache import MemoryLayer
-    from namm_core.layer.blocks import Block
+from namm_core.layer.blocks import Block
+from namm_core.layer.memory_layer import MemoryLayer, marked
+from namm_core.support import NO_WEIGHTS
 
 NAME = "namm"
-_MARK = "_namm_layer"
-
-
-def mark(keys: Tensor, layer: MemoryLayer) -> None:
-    """Ties a call's key tensor to the layer that remembers it; attention functions are not handed the cache."""
-    setattr(keys, _MARK, layer)
-
-
-def attach(model: PreTrainedModel) -> dict[str, str]:
-    """Sets the model's attention function to this one; returns what `restore` needs.
-
-    Of a model with parts (vision, audio) only the text part changes: the others are not causal, and remember nothing.
-    """
-    text = model.config.get_text_config(decoder=True)
-    parts = {name: part for name in model.config.sub_configs if (part := getattr(model.config, name)) is not None}
-    before = {"": model.config._attn_implementation} | {n: part._attn_implementation for n, part in parts.items()}
-    ours = {"": NAME} | {name: NAME if part is text else before[name] for name, part in parts.items()}
-    if before != ours:
-        model.set_attn_implementation(ours)
-        if text._attn_implementation != NAME:
-            raise ValueError(f"{type(model).__name__} cannot exchange its attention function")
-    return before
-
-
-def restore(model: PreTrainedModel, before: dict[str, str]) -> None:
-    """Undoes `attach`."""
-    model.set_attn_implementation(before)
 
 
 def attention_forward(
@@ -71,7 +41,7 @@ def attention_forward(
     `MemoryLayer.update`; attention_mask: (rows, columns) bool, False for padding, or None. Returns
     ((rows, new, heads, size), None). Keys without a mark (another cache, or none) get stock attention.
     """
-    layer = getattr(key, _MARK, None)
+    layer = marked(key)
     if layer is None:
         mask = _stock_mask(query, key, attention_mask, sliding_window)
         if softcap is not None:  # fused kernels have none
@@ -87,61 +57,56 @@ def attention_forward(
             is_causal=False,
             **kwargs,
         )
+    if kwargs.get("output_attentions"):
+        raise ValueError(NO_WEIGHTS)
     if kwargs.get("s_aux") is not None:
         raise ValueError("attention sinks as parameters (s_aux) are not supported by this memory")
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError("a memory takes a 2D padding mask; masks of other shapes are not supported")
-    if not layer.pending:
-        raise ValueError("a layer's keys were read twice: layers that share keys are not supported by this memory")
-    layer.pending = False
+    if layer.fused:
+        fused.check(query.device)
     tokens = query.shape[2]
-    scaling = layer.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     real = None if attention_mask is None else attention_mask[:, -tokens:].bool()
     out = query.new_zeros(query.shape[0], tokens, query.shape[1], value.shape[-1])
-    layer.open(tokens)
-    for block in layer.plan(tokens, real):
+    for block in layer.begin_read(tokens, real, scaling, sliding_window):
         layer.append(block.take(key), block.take(value), block)
         queries = block.take(query)
         if block.alike and sliding_window is None and block.new > 1 and not queries.requires_grad:
             attend = fused.attend if fused.serves(layer) else tiles.attend
-            attended = attend(layer, block, queries, scaling, softcap)
+            attended = attend(layer, block, queries, softcap)
         else:
-            attended, weights = _attend(layer, block, queries, scaling, softcap, sliding_window)
-            if layer.policy.needs_attention:
-                layer.observe(weights, block)
-        if layer.policy.needs_queries:
-            layer.summarise(queries, block)
+            attended = _attend(layer, block, queries, softcap)
+        layer.summarise(queries, block)
         block.put(out, attended)
-        layer.finish(block, sliding_window)
-    layer.close()
+        layer.finish(block)
+    layer.end_read()
     return out, None
 
 
-def _attend(
-    layer: MemoryLayer, block: Block, query: Tensor, scaling: float, softcap: float | None, window: int | None
-) -> tuple[Tensor, Tensor | None]:
-    """One block of queries over all that the layer holds.
+def _attend(layer: MemoryLayer, block: Block, query: Tensor, softcap: float | None) -> Tensor:
+    """One block of queries (rows, heads, new, size) over all that the layer holds; the policy watches.
 
-    Returns ((rows, new, heads, size), (rows, kv_heads, new, keys) the mean over each query group).
+    Serves every block: rows that differ, windows, single tokens, gradients. Returns (rows, new, heads, size).
     """
-    keys, values = layer.keys, layer.values
+    held, window = layer.content, layer.window
     rows, heads, new, size = query.shape
-    kv_heads, columns = keys.shape[1], keys.shape[2]
+    kv_heads, columns = held.keys.shape[1], held.keys.shape[2]
     groups = heads // kv_heads
-    grouped = (query * scaling).reshape(rows, kv_heads, groups * new, size)  # query head h reads KV head h // groups
-    scores = torch.matmul(grouped, keys.transpose(2, 3)).view(rows, kv_heads, groups, new, columns)
+    grouped = (query * layer.scaling).reshape(rows, kv_heads, groups * new, size)  # query head h: KV head h // groups
+    scores = torch.matmul(grouped, held.keys.transpose(2, 3)).view(rows, kv_heads, groups, new, columns)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     lowest = torch.finfo(scores.dtype).min
     if block.alike and window is None:
-        if layer.ragged:
-            padding = (layer.positions < 0).to(scores.dtype) * lowest  # added: ten times faster than filled in
+        if held.padded:
+            padding = (held.positions < 0).to(scores.dtype) * lowest  # added: ten times faster than filled in
             scores += padding[:, :, None, None]
         if new > 1:
             later = torch.full((new, new), lowest, dtype=scores.dtype, device=scores.device).triu_(1)
             scores[..., columns - new :] += later
     else:
-        at, of = block.positions(scores.device)[:, None, :, None], layer.positions[:, :, None]
+        at, of = block.positions(scores.device)[:, None, :, None], held.positions[:, :, None]
         hidden = (of < 0) | (of > at)
         if window is not None:
             hidden |= of <= at - window
@@ -149,14 +114,13 @@ def _attend(
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
     if not block.alike:  # blank queries see nothing and show nothing
         weights = weights * block.valid(weights.device)[:, None, None, :, None]
-    mixed = torch.matmul(weights.to(values.dtype).view(rows, kv_heads, groups * new, columns), values)
-    attended = mixed.view(rows, heads, new, values.shape[-1]).transpose(1, 2)
-    if not layer.policy.needs_attention:
-        return attended, None
-    mean = weights[:, :, 0]  # a sum of slices: several times faster than `mean` over a short inner axis
-    for group in range(1, groups):
-        mean = mean + weights[:, :, group]
-    return attended, mean / groups
+    mixed = torch.matmul(weights.to(held.values.dtype).view(rows, kv_heads, groups * new, columns), held.values)
+    if layer.policy.needs_attention:
+        mean = weights[:, :, 0]  # a sum of slices: several times faster than `mean` over a short inner axis
+        for group in range(1, groups):
+            mean = mean + weights[:, :, group]
+        layer.observe(mean / groups, block)
+    return mixed.view(rows, heads, new, held.values.shape[-1]).transpose(1, 2)
 
 
 def _stock_mask(query: Tensor, key: Tensor, padding: Tensor | None, window: int | None) -> Tensor:

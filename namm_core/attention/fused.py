@@ -1,8 +1,8 @@
-"""Attention through Triton kernels, where they are there: a block's attention is never written out.
+"""Attention through Triton kernels, where there are any: a block's attention is never written out.
 
-Serves what `tiles` serves: blocks whose rows are alike, without a window, without gradients. A policy that
-wants attention must say that it can be advanced by a kernel (`Policy`); for the others there are tiles. Knows which
-policies and devices these are; knows nothing of how the kernels work. Triton is imported at the first use.
+Serves what `tiles` serves: blocks whose rows are alike, without a window, without gradients. A policy that wants
+attention must say that a kernel can advance it (`Policy.advances`); for the others there are tiles. Knows which
+policies and devices are served; knows nothing of how the kernels work. Triton is imported at the first use.
 """
 
 from __future__ import annotations
@@ -11,26 +11,23 @@ import functools
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from namm_core.config import NammConfig
+from namm_core.layer.blocks import Block
+from namm_core.layer.memory_layer import MemoryLayer
 from namm_core.layer.ragged import Heads
-
-if TYPE_CHECKING:
-    from namm_core.cache import MemoryLayer
-    from namm_core.layer.blocks import Block
-    from namm_core.policies.base import State
+from namm_core.protocols import State
 
 OLDEST = (3, 7)
-"""Triton's version."""
+"""The oldest version of Triton that serves."""
 
 
 @functools.cache
 def kernels() -> ModuleType | None:
-    """`triton_kernels`, or None: without Triton, and in the copy that travels with a memory (`sharing`)."""
+    """The package `triton_kernels`; None without Triton, and in the copy that travels with a memory (`sharing`)."""
     try:
         import triton
 
@@ -42,6 +39,12 @@ def kernels() -> ModuleType | None:
         return None
 
 
+def _loaded() -> ModuleType:
+    found = kernels()
+    assert found is not None, "`check` has been called"
+    return found
+
+
 def check(device: torch.device) -> None:
     """Raises ValueError where the kernels cannot run on this device."""
     if kernels() is None:
@@ -50,7 +53,7 @@ def check(device: torch.device) -> None:
         )
     if device.type == "cuda":
         return
-    if device.type != "cpu" or not kernels().INTERPRETED:
+    if device.type != "cpu" or not _loaded().INTERPRETED:
         raise ValueError(
             f"fused attention runs on CUDA devices, not on {device.type}: leave it out, or, to test it on a CPU, set "
             "TRITON_INTERPRET=1 before anything is imported"
@@ -59,7 +62,7 @@ def check(device: torch.device) -> None:
 
 def serves(layer: MemoryLayer) -> bool:
     """Whether a layer's attention goes through the kernels."""
-    return layer.fused and (not layer.policy.needs_attention or getattr(layer.policy, "advances", False))
+    return layer.fused and (not layer.policy.needs_attention or layer.policy.advances)
 
 
 @dataclass(frozen=True)
@@ -78,29 +81,29 @@ class Attended:
     softcap: float | None
 
     def spectrogram(self, state: State, config: NammConfig) -> State:
-        """A `spectrogram.State` with the block's keys, advanced by the block; writes into `state`."""
+        """A spectrogram's state with the block's keys, advanced by the block; writes into `state`."""
         flat = {name: t.flatten(0, 1) for name, t in state.items()}
         heads = self.heads
-        after = kernels().spectrogram(
+        after = _loaded().spectrogram(
             self.query, self.keys, heads, self.sums, flat, heads, config, self.scaling, self.softcap
         )
         return {name: t.unflatten(0, state[name].shape[:2]) for name, t in after.items()}
 
 
-def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
+def attend(layer: MemoryLayer, block: Block, query: Tensor, softcap: float | None) -> Tensor:
     """One block of queries over all that the layer holds; the policy is advanced. As `tiles.attend`.
 
     query: (rows, heads, new, size). Returns (rows, new, heads, size).
     """
-    keys, values = layer.keys.flatten(0, 1), layer.values.flatten(0, 1)
+    held = layer.content
+    keys, values = held.keys.flatten(0, 1), held.values.flatten(0, 1)
     columns = keys.shape[1]
-    if layer.ragged:
-        lengths = (layer.positions >= 0).sum(-1, dtype=torch.int32).flatten()
+    if held.padded:
+        lengths = (held.positions >= 0).sum(-1, dtype=torch.int32).flatten()
     else:
         lengths = torch.full(keys.shape[:1], columns, dtype=torch.int32, device=keys.device)
     heads = Heads.packed(lengths, columns)
-    out, sums = kernels().attention(query, keys, values, heads, scaling, softcap)
+    out, sums = _loaded().attention(query, keys, values, heads, layer.scaling, softcap)
     if layer.policy.needs_attention:
-        attended = Attended(query, keys, heads, sums, scaling, softcap)
-        layer.state = layer.policy.advance(layer.state, attended, block.fed[0])
+        layer.advance(Attended(query, keys, heads, sums, layer.scaling, softcap), block)
     return out

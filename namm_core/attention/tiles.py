@@ -1,65 +1,63 @@
 """Attention in tiles that fit a processor's cache: some heads times some queries at a time.
 
-What is done with a tile's probabilities (values, the mean over a query group, what a policy makes of it) happens while
-they are in the cache, so that a block's attention is never written out. Each tile is as wide as its own heads need:
-keys that came after its queries, and room that only other heads fill, are left out. Knows nothing of policies beyond
-how they watch.
+Everything that is done with a tile's probabilities (values, the mean over a query group, what a policy makes of them)
+happens while they are in the cache, so that a block's attention is never written out. Each tile is as wide as its own
+heads need: keys after its queries, and columns that only other heads fill, are left out. Knows nothing of policies but
+that they watch.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from namm_core.loops import compiled, plain, spanned
-
-if TYPE_CHECKING:
-    from namm_core.cache import MemoryLayer
-    from namm_core.layer.blocks import Block
-    from namm_core.policies.base import Policy, State
+from namm_core.layer.blocks import Block
+from namm_core.layer.content import Content
+from namm_core.layer.lengths import longest_rows
+from namm_core.layer.memory_layer import MemoryLayer
+from namm_core.loops import compiled, plain
+from namm_core.tiling import QUERIES, grouped
 
 CACHE = 1 << 20
-"""Bytes of probabilities in a tile on a CPU: with what is made of them they fit a core's second-level cache. A GPU has
-one tile for all heads and queries of a block: fewer, larger kernels (`MemoryLayer.tiled`)."""
+"""Bytes of probabilities in a tile on a CPU: with what is made of them they fit into a core's second-level cache. On a
+GPU one tile holds all heads and queries of a block, for fewer, larger kernels (`MemoryLayer.tiled`)."""
 LARGEST = 40.0
-"""Logits whose exponentials no float32 number is too small or too large for, added up or divided by their sum."""
-QUERIES = 128
-"""Queries in a tile, while one head's still fit: longer tiles have better matrix products."""
+"""Logits up to which float32 holds all exponentials, their sums and their shares of a sum."""
 
 
-def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
+def attend(layer: MemoryLayer, block: Block, query: Tensor, softcap: float | None) -> Tensor:
     """One block of queries, the same columns for all rows, over all that the layer holds; the policy watches.
 
     query: (rows, heads, new, size). Returns (rows, new, heads, size).
     """
+    held = layer.content
     rows, heads, new, size = query.shape
-    kv_heads, columns = layer.keys.shape[1:3]
+    kv_heads, columns = held.keys.shape[1:3]
     groups, lowest = heads // kv_heads, torch.finfo(query.dtype).min
-    queries = torch.mul(query, scaling, out=query.new_empty(query.shape))  # head after head, which a product may not be
+    # Head after head in memory, which the result of a plain product may not be.
+    queries = torch.mul(query, layer.scaling, out=query.new_empty(query.shape))
     queries = queries.view(rows * kv_heads, groups, new, size)  # query head h reads KV head h // groups
-    keys, values = layer.keys.flatten(0, 1).transpose(1, 2), layer.values.flatten(0, 1)
-    padding = (layer.positions < 0).flatten(0, 1) if layer.ragged else None
+    keys, values = held.keys.flatten(0, 1).transpose(1, 2), held.values.flatten(0, 1)
+    padding = (held.positions < 0).flatten(0, 1) if held.padded else None
     out = queries.new_empty(rows * kv_heads, groups, new, values.shape[-1])
-    watch = layer.watch(block, groups) if layer.policy.needs_attention else None
+    watch = layer.watch(block, groups)
     step = min(new, QUERIES) if layer.tiled else new
     shapes = (step, step), query.dtype, query.device
     room = CACHE // (groups * step * query.element_size()) if layer.tiled else rows * kv_heads * columns
-    bounds = _bounds(layer, queries, softcap) if layer.tiled and query.dtype == torch.float32 else None
-    for some, width in grouped(layer.widths, room):
+    bounds = _bounds(held, queries, softcap) if layer.tiled and query.dtype == torch.float32 else None
+    for some, width in grouped(held.widths, room):
         # Where some of these heads may hold nothing; of one tile for all, that is known without waiting for the device.
-        blank = columns - (min(layer.widths[some]) if layer.tiled else new)
+        blank = columns - (min(held.widths[some]) if layer.tiled else new)
         first = columns - width
         # Where no weight can overflow, the largest logit need not be found first.
         bounded = bounds is not None and max(bounds[some]) < LARGEST
         hidden = None
         if bounded:
-            blanks = [width - own for own in layer.widths[some]]
+            blanks = [width - own for own in held.widths[some]]
         elif padding is not None and blank > first:
             hidden = padding[some, None, first:blank].to(query.dtype) * lowest
         tile = queries.new_empty(groups * step * width * (some.stop - some.start))
@@ -96,15 +94,15 @@ def attend(layer: MemoryLayer, block: Block, query: Tensor, scaling: float, soft
         if watch is not None:
             watch.end()
     if watch is not None:
-        layer.state = watch.state()
+        layer.replace_state(watch.state())
     return out.view(rows, heads, new, -1).transpose(1, 2)
 
 
 def settle(weights: Tensor, blank: list[int]) -> Tensor:
-    """Hides keys in exponentials of logits, weights (heads, groups, queries, keys): they become zero.
+    """Hides keys in exponentials of logits, weights (heads, groups, queries, keys), by setting them to zero.
 
-    Hidden are each head's first `blank`, and keys later than their query, the last queries and keys being the same
-    tokens. Returns (heads, groups, queries), what the weights must be multiplied by to add up to one.
+    It hides the first `blank` keys of each head, and keys later than their query; the last keys are the tokens of the
+    queries. Returns (heads, groups, queries), what the weights must be multiplied by to add up to one.
     """
     heads, groups, queries, keys = weights.shape
     if plain(weights):
@@ -140,84 +138,14 @@ def _settling() -> Callable:
     return settled
 
 
-def _bounds(layer: MemoryLayer, queries: Tensor, softcap: float | None) -> list[float]:
+def _bounds(held: Content, queries: Tensor, softcap: float | None) -> list[float]:
     """What no logit of each head exceeds in magnitude: the product of its longest query and key, or the cap."""
     if softcap is not None:
         return [softcap] * len(queries)
-    return (longest_rows(queries.flatten(1, 2)) * layer.longest_keys()).tolist()
-
-
-def longest_rows(x: Tensor) -> Tensor:
-    """(heads,) length of the longest of each head's vectors; x: (heads, tokens, size), numbers of one dense."""
-    if not plain(x):
-        return torch.linalg.vector_norm(x, dim=-1).amax(1)
-    found = x.new_empty(len(x))
-    _measuring()(spanned(x), *x.stride()[:2], x.shape[1], x.shape[2], found.numpy())
-    return found
-
-
-@functools.cache
-def _measuring() -> Callable:
-    """The loop of `longest_rows`."""
-
-    @compiled("void(float32[::1], int64, int64, int64, int64, float32[::1])")
-    def measured(x, of_head, of_token, tokens, size, found):
-        for head in range(len(found)):
-            largest = np.float32(0)
-            for token in range(tokens):
-                start, square = head * of_head + token * of_token, np.float32(0)
-                for k in range(start, start + size):
-                    square += x[k] * x[k]
-                largest = square if square > largest else largest
-            found[head] = math.sqrt(largest)
-
-    return measured
+    return (longest_rows(queries.flatten(1, 2)) * held.longest_keys()).tolist()
 
 
 @functools.lru_cache(maxsize=16)
 def _later(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """What is added to logits to hide keys later than their query."""
     return torch.full(shape, torch.finfo(dtype).min, dtype=dtype, device=device).triu_(1)
-
-
-class Whole:
-    """Watches for a policy that wants a block's attention in one tensor."""
-
-    def __init__(self, policy: Policy, state: State, block: Block, positions: Tensor, groups: int) -> None:
-        self._policy, self._state, self._block, self._groups = policy, state, block, groups
-        rows, heads, columns = positions.shape
-        self._mean = torch.zeros(rows, heads, block.new, columns, device=positions.device)
-
-    def begin(self, heads: slice, first: int) -> None:
-        """See `Watch.begin`."""
-        self._heads, self._first, self._at = heads, first, 0
-
-    def show(self, weights: Tensor, scale: Tensor | None) -> None:
-        """See `Watch.show`."""
-        at, self._at = self._at, self._at + weights.shape[2]
-        mean = self._mean.flatten(0, 1)[self._heads, at : self._at, self._first : self._first + weights.shape[3]]
-        scale = weights.new_ones(weights.shape[:3]) if scale is None else scale
-        for group in range(self._groups):  # several times faster than `mean` over a short inner axis
-            mean.addcmul_(weights[:, group], scale[:, group, :, None], value=1 / self._groups)
-
-    def end(self) -> None:
-        """See `Watch.end`."""
-
-    def state(self) -> State:
-        """See `Watch.state`."""
-        return self._policy.observe(self._state, self._mean, self._block.fed, self._block.counts)
-
-
-def grouped(widths: list[int], room: int) -> Iterator[tuple[slice, int]]:
-    """Consecutive heads whose tokens, padded to the fullest one's, are no more than `room`: slice and width.
-
-    widths: tokens of each head. A head that is alone may be wider than the room.
-    """
-    start = 0
-    while start < len(widths):
-        stop, width = start + 1, widths[start]
-        while stop < len(widths) and max(width, widths[stop]) * (stop + 1 - start) <= room:
-            width = max(width, widths[stop])
-            stop += 1
-        yield slice(start, stop), width
-        start = stop

@@ -86,9 +86,10 @@ def plan(fed: list[int], tokens: int, real: Tensor | None, interval: int) -> lis
         new = max(counts)
         index = torch.tensor(taken)[:, None] + torch.arange(new) - (new - torch.tensor(counts)[:, None])
         due = [c > 0 and (f + c) % interval == 0 for f, c in zip(fed, counts, strict=True)]
-        taking = columns.gather(1, index.clamp(min=0))
-        if len(set(fed)) == 1 and len(set(counts)) == 1 and bool((taking == torch.arange(new) + taking[0, 0]).all()):
-            taking = slice(int(taking[0, 0]), int(taking[0, 0]) + new)  # padding on the right, not reached yet
+        own = columns.gather(1, index.clamp(min=0))
+        taking: slice | Tensor = own
+        if len(set(fed)) == 1 and len(set(counts)) == 1 and bool((own == torch.arange(new) + own[0, 0]).all()):
+            taking = slice(int(own[0, 0]), int(own[0, 0]) + new)  # padding on the right, not reached yet
         blocks.append(Block(list(fed), counts, due, taking))
         fed = [f + c for f, c in zip(fed, counts, strict=True)]
         taken = [t + c for t, c in zip(taken, counts, strict=True)]

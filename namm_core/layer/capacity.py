@@ -1,6 +1,6 @@
-"""Tensors with room behind their last column: columns are added there, and nothing that is held already is copied.
+"""Tensors with room after their last column: columns are added there without copying what is held already.
 
-Who adds columns must know that the room is there, and nobody else's. Knows nothing of what columns hold.
+Whoever adds columns must know that the room is there, and that nobody else uses it. Knows nothing of what columns hold.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def roomy(tensor: Tensor, axis: int, room: int) -> Tensor:
-    """A copy of a tensor with room for so many columns behind those of its axis `axis`."""
+    """A copy of a tensor with room for `room` more columns at the end of its axis `axis`."""
     shape = list(tensor.shape)
     shape[axis] += room
     copy = tensor.new_empty(shape).narrow(axis, 0, tensor.shape[axis])
@@ -18,14 +18,14 @@ def roomy(tensor: Tensor, axis: int, room: int) -> Tensor:
 
 
 def lengthened(tensor: Tensor, axis: int, new: int) -> Tensor:
-    """The same tensor with `new` columns of its room, in which anything may stand."""
+    """The same tensor and `new` columns of its room, whose content is arbitrary."""
     shape = list(tensor.shape)
     shape[axis] += new
     return tensor.as_strided(shape, tensor.stride(), tensor.storage_offset())
 
 
 def added(tensor: Tensor, axis: int, columns: Tensor) -> Tensor:
-    """The same tensor with these columns in its room."""
+    """The same tensor and these columns, which are written into its room."""
     new = columns.shape[axis]
     longer = lengthened(tensor, axis, new)
     longer.narrow(axis, tensor.shape[axis], new).copy_(columns)

@@ -1,7 +1,7 @@
 """Packing kept columns to the right of a dense tensor: how tokens are forgotten.
 
-On a CPU with numba partly in compiled loops, elsewhere by tensor operations without a loop over heads; the same in
-every bit. Knows nothing of why a column is kept.
+On a CPU with numba this is partly done in compiled loops, elsewhere by tensor operations without a loop over heads; the
+results are equal in every bit. Knows nothing of why a column is kept.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Packing:
     """Where kept columns go: to the right, order unchanged, padding in front.
 
-    M is the largest number of columns that a head keeps. What is returned are views of new tensors that have room for
-    `room` columns behind.
+    M is the largest number of columns that any head keeps. The results are views of new tensors with room for `room`
+    more columns at the end.
     """
 
     def __init__(self, keep: Tensor, room: int = 0) -> None:
@@ -30,7 +30,7 @@ class Packing:
         self._shape, self._room = keep.shape, room
         self.counts: list[int] | None = None
         """Kept columns of each head, rows end to end; None where counting them would mean waiting for a device."""
-        self._compiled = loops.NUMBA and keep.device.type == "cpu"
+        self._compiled = loops.serve() and keep.device.type == "cpu"
         self._tokens: dict[int, Tensor] = {}
         if self._compiled:
             self._order = np.empty((keep.shape[:2].numel(), keep.shape[2]), np.uint32)

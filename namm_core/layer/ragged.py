@@ -22,7 +22,7 @@ class Ragged:
         self._at = valid.nonzero(as_tuple=True)
 
     def pack(self, dense: Tensor) -> Tensor:
-        """(tokens, ...) of a dense (rows, kv_heads, K, ...), in a storage of its own. Only before `close`."""
+        """(tokens, ...) of a dense (rows, kv_heads, K, ...), in new storage. Only before `close`."""
         return dense[self._at]
 
     def close(self) -> Ragged:

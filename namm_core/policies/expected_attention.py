@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from namm_core.policies.base import Budgeted, State, View, check_count, first, top
+from namm_core.policy import Budgeted, check_count, first, top
+from namm_core.protocols import State, View
 from namm_core.rotary import Rotary, turn
 
 
@@ -59,6 +60,7 @@ class ExpectedAttention(Budgeted):
         return {"count": count, "mean": mean, "scatter": scatter}
 
     def keep(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys) bool: the first `sinks`, then the highest scores."""
         tokens = self.tokens(view)
         sinks = (view.positions < self.sinks) | (view.positions < 0)
         mean, covariance = self._future_queries(view)

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm_core.policies.base import State, Stateless, View
+from namm_core.policy import BasePolicy
+from namm_core.protocols import State, View
 
 
 @dataclass
-class Full(Stateless):
+class Full(BasePolicy):
     """The full cache."""
 
     update_interval: int = 512
     """Tokens between two updates."""
 
     def keep(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys) bool: every token."""
         return view.positions >= 0

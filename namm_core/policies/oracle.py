@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from namm_core.policies.base import State, Stateless, View
+from namm_core.policy import BasePolicy
+from namm_core.protocols import State, View
 
 
 @dataclass
-class Oracle(Stateless):
+class Oracle(BasePolicy):
     """Keeps each row's relevant positions (and the first `sinks`), in every layer and head."""
 
     relevant: list[Tensor]
@@ -26,6 +27,7 @@ class Oracle(Stateless):
         self.rows = len(self.relevant)
 
     def keep(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys) bool: what is relevant in each row, and the first `sinks`."""
         keep = view.positions < self.sinks
         for i, row in enumerate(view.row.tolist()):
             keep[i] |= torch.isin(view.positions[i], self.relevant[row].to(view.positions.device))

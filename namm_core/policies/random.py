@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from namm_core.policies.base import Budgeted, State, View, top
+from namm_core.policy import Budgeted, top
+from namm_core.protocols import State, View
 
 
 @dataclass
@@ -18,6 +19,7 @@ class Random(Budgeted):
     """Seed of the ranks."""
 
     def keep(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys) bool: the highest ranks; a position keeps its rank as the text grows."""
         heads, longest = view.positions.shape[1], int(view.newest.max()) + 1
         # A power of two of draws, so that a position keeps its rank as the sequence grows.
         size = 1 << max(longest - 1, 1).bit_length()

@@ -5,6 +5,7 @@ The paper compresses a prompt once, at its end; here it is done at each update, 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm_core.policies.base import Budgeted, State, View, check_count, newest, top
+from namm_core.policy import Budgeted, check_count, newest, top
+from namm_core.protocols import State, View
 
 
 @dataclass
@@ -42,9 +44,11 @@ class SnapKV(Budgeted):
             raise ValueError(f"pooling must be max or avg, not {self.pooling!r}")
 
     def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
+        """`votes` (rows, kv_heads, 1, 0), float32: attention that each key received by voting queries."""
         return {"votes": torch.zeros(rows, heads, 1, 0, device=device)}
 
     def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
+        """Adds the voting queries of attention (rows, kv_heads, new, keys); votes begin anew after each update."""
         new, device, interval = attention.shape[2], attention.device, self.update_interval
         since = torch.tensor([f % interval for f in fed], device=device)[:, None]  # tokens since the last update
         place = since + torch.arange(new, device=device) - (new - torch.tensor(counts, device=device))[:, None]
@@ -53,6 +57,7 @@ class SnapKV(Budgeted):
         return {"votes": votes + state["votes"] * (since > 0)[:, :, None, None]}
 
     def keep(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys) bool: the newest `window`, then the most pooled votes."""
         tokens = self.tokens(view)
         window = newest(view, tokens.clamp(max=self.window))
         votes = state["votes"][:, :, 0].masked_fill(window, 0.0)
@@ -70,4 +75,4 @@ class SnapKV(Budgeted):
         if self.pooling == "max":
             return around.amax(-1)
         # Added in order, so that keys with the same neighbours tie exactly, wherever the blanks between them stand.
-        return sum(around.unbind(-1)) / self.kernel
+        return functools.reduce(torch.add, around.unbind(-1)) / self.kernel

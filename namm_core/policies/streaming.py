@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm_core.policies.base import Budgeted, State, View, check_count, first, newest
+from namm_core.policy import Budgeted, check_count, first, newest
+from namm_core.protocols import State, View
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Streaming(Budgeted):
         check_count("sinks", self.sinks, least=0)
 
     def keep(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys) bool: the first `sinks` and the newest tokens."""
         tokens = self.tokens(view)
         sinks = (tokens - 1).clamp(max=self.sinks)
         return first(view, sinks) | newest(view, tokens - sinks)

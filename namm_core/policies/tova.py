@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from namm_core.policies.base import Budgeted, State, View, top
+from namm_core.policy import Budgeted, top
+from namm_core.protocols import State, View
 
 
 @dataclass
@@ -24,9 +25,11 @@ class TOVA(Budgeted):
     needs_attention = True
 
     def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
+        """`last` (rows, kv_heads, 1, 0), float32: attention that each key received by the newest query."""
         return {"last": torch.zeros(rows, heads, 1, 0, device=device)}
 
     def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
+        """Takes the last query of attention (rows, kv_heads, new, keys)."""
         last = attention[:, :, -1:].clone()  # never a view of the whole block
         if 0 in counts:  # a row without a token in this block keeps what its last query said
             idle = torch.tensor([count == 0 for count in counts], device=attention.device)
@@ -34,6 +37,7 @@ class TOVA(Budgeted):
         return {"last": last}
 
     def keep(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys) bool: the most attention by the newest query, mean over heads."""
         # Query groups are of one size, so the mean of their means is the mean over all query heads.
         scores = state["last"][:, :, 0].mean(1, keepdim=True).expand_as(view.positions)
         return top(scores, view, self.tokens(view))

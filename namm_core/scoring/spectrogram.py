@@ -10,32 +10,30 @@ Keys are the last axis of every tensor here, so that forgetting is one gather. K
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 from torch import Tensor
 
 from namm_core.config import NammConfig
-from namm_core.policies.base import Watch
+from namm_core.protocols import State, Watch
+from namm_core.scoring import fourier
 from namm_core.scoring import spectrogram_loops as transform
-
-State = dict[str, Tensor]
-"""`average` (rows, kv_heads, frequencies, keys); `carried` (rows, kv_heads, hop, keys), the last whole hop of
-queries; `pending` (rows, kv_heads, 0..hop, keys), the queries since."""
 
 
 class Spectrogram:
-    """Moving average of |STFT| for each key, advanced by whatever number of queries a forward call brings."""
+    """Moving average of |STFT| for each key, advanced by whatever number of queries a forward call brings.
+
+    Its state is `average` (rows, kv_heads, frequencies, keys); `carried` (rows, kv_heads, hop, keys), the last whole
+    hop of queries; `pending` (rows, kv_heads, 0..hop, keys), the queries since.
+    """
 
     def __init__(self, config: NammConfig) -> None:
         self.config = config
-        n, hop = config.n_fft, config.hop
-        m = torch.arange(n, dtype=torch.float64)
-        window = torch.hann_window(n, dtype=torch.float64)  # periodic
-        self._window = window.float().view(2, hop, 1)
+        hop = config.hop
+        self._window = fourier.window(config.n_fft).float().view(2, hop, 1)
         # One step of decimation in frequency: with a, b the windowed halves of a frame, even frequencies are the
         # transform of a + b and odd ones that of a - b. Half the products, and cancellation comes before rounding.
-        angle = 2 * math.pi * torch.arange(config.frequencies, dtype=torch.float64)[:, None] * m[:hop] / n
+        angle = fourier.angles(config.n_fft)[:, :hop]
         # The sines of frequencies 0 and n/2 vanish.
         self._even = torch.cat([torch.cos(angle[0::2]), torch.sin(angle[2:-1:2])]).float()
         self._odd = torch.cat([torch.cos(angle[1::2]), torch.sin(angle[1::2])]).float()
@@ -65,7 +63,7 @@ class Spectrogram:
         return self._observe_each(state, attention, phases, counts)
 
     def watch(self, state: State, fed: int, new: int, groups: int) -> Watch:
-        """Advances the averages by `new` queries tile by tile; writes into `state`. See `policies.base.Watch`."""
+        """Advances the averages by `new` queries tile by tile; writes into `state`. See `Policy.watch`."""
         compiled = transform.serves(self.config.n_fft, state["average"])
         return (_CompiledWatch if compiled else _Watch)(self, state, new, groups)
 
@@ -136,12 +134,10 @@ def _basis(config: NammConfig, frames: int, scale: float, device: torch.device) 
 
     The sines of frequencies 0 and n_fft / 2 vanish and are left out.
     """
-    m = torch.arange(config.n_fft, dtype=torch.float64)
-    angle = 2 * math.pi * torch.arange(config.frequencies, dtype=torch.float64)[:, None] * m / config.n_fft
-    window = torch.hann_window(config.n_fft, dtype=torch.float64)  # periodic
+    angle = fourier.angles(config.n_fft)
     decay = config.ema**config.hop
     weights = scale * (1 - decay) * decay ** torch.arange(frames - 1, -1, -1, dtype=torch.float64)  # docs/memory.md 4
-    basis = torch.cat([torch.cos(angle), torch.sin(angle[1:-1])]) * window
+    basis = torch.cat([torch.cos(angle), torch.sin(angle[1:-1])]) * fourier.window(config.n_fft)
     return (weights[:, None, None] * basis).float().to(device)
 
 
@@ -179,14 +175,16 @@ class _CompiledWatch:
         """See `Watch.state`."""
         if not self._phase and not self._after:
             return self._state
-        pending = self._waiting[:, :, : self._after].to(self._state["pending"].dtype, copy=True)
+        waiting = self._wait() if self._waiting is None else self._waiting
+        pending = waiting[:, :, : self._after].to(self._state["pending"].dtype, copy=True)
         return {**self._state, "pending": pending}
 
-    def _wait(self) -> None:
+    def _wait(self) -> Tensor:
         pending = self._state["pending"]
         rows, heads, phase, keys = pending.shape
         self._waiting = torch.zeros(rows, heads, self._config.hop, keys)
         self._waiting[:, :, :phase] = pending
+        return self._waiting
 
 
 class _Watch:
@@ -252,6 +250,7 @@ class _Watch:
 
     def end(self) -> None:
         """See `Watch.end`."""
+        assert self._recent is not None, "a tile was shown"
         hop, recent = self._hop, self._recent.transpose(0, 1)
         torch.mul(recent[:, :hop], 1 / self._groups, out=self._left["carried"])
         if recent.shape[1] > hop:

@@ -1,8 +1,8 @@
-"""A tile of attention into the moving average of its spectrogram, in one compiled pass where numba is installed.
+"""The moving average of a tile's spectrogram, advanced in one compiled pass; only where numba is installed.
 
 For some keys at a time, frame after frame: the mean over the query group, the window, a real fast Fourier transform
-written out for its length, magnitudes, the moving average. Nothing in between leaves the processor's first cache.
-Knows nothing of tiles beyond their layout.
+written out for its length, magnitudes, the moving average. No intermediate result leaves the first-level cache. One of
+the four forms of the transform in `namm_core.scoring.fourier`. Knows nothing of tiles beyond their layout.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from namm_core.config import NammConfig
 from namm_core.loops import compiled, named, plain, spanned
+from namm_core.scoring import fourier
 
 KEYS = 64
 """Keys at a time: a frame of them, and their averages, lie in the first-level cache."""
 u = np.uint64
-"""In the loops, of indices that are known not to be negative: nothing is asked of them then."""
+"""In the loops, marks indices that are known not to be negative, so that the compiler does not check them."""
 HOP = 16
-"""Queries of a hop, for the loop of each length its own."""
+"""Queries in a hop; each compiled loop has its own value."""
 LENGTHS = (8, 16, 32, 64)
-"""Frames that are written out; all others go through matrix products (`namm_core.scoring.spectrogram`)."""
+"""Lengths of frames that are written out; others go through matrix products (`namm_core.scoring.spectrogram`)."""
 
 
 def serves(n_fft: int, average: Tensor) -> bool:
@@ -75,7 +76,7 @@ def _magnitudes(first, second, total, decay):
     first, second: the frame's halves (n / 2 * KEYS,); total: ((n / 2 + 1) * KEYS,), all float32.
     """
     frame = np.concatenate([first, second]).reshape(-1, KEYS)
-    seen = np.abs(np.fft.rfft(frame * _window(len(frame))[:, None], axis=0))
+    seen = np.abs(np.fft.rfft(frame * fourier.window(len(frame)).numpy()[:, None], axis=0))
     total[:] = decay * total + seen.ravel()
 
 
@@ -131,8 +132,9 @@ def _tile(weights, scale, average, head_a, row_a, carried, head_c, row_c, pendin
 @functools.cache
 def _written(n: int) -> Callable:
     """`_magnitudes` for frames of n queries, written out and compiled."""
-    code, constants = _Code(), {"__name__": __name__, "sqrt": math.sqrt}
-    window, x = _window(n), []
+    code = _Code()
+    constants: dict[str, Any] = {"__name__": __name__, "sqrt": math.sqrt}
+    window, x = fourier.window(n).numpy(), []
     for m in range(n):
         half, place = ("first", m) if m < n // 2 else ("second", m - n // 2)
         x.append(code.real(f"{half}[{place * KEYS} + k] * {code.constant(window[m])}"))
@@ -142,11 +144,6 @@ def _written(n: int) -> Callable:
     constants |= code.constants
     exec(compile(source, __file__, "exec"), constants)  # of this file: so its compiled form can be kept
     return compiled()(named(constants["magnitudes"], f"magnitudes_{n}"))
-
-
-def _window(n: int) -> np.ndarray:
-    """(n,), the periodic Hann window."""
-    return torch.hann_window(n, dtype=torch.float64).numpy()
 
 
 class _Code:

@@ -2,107 +2,91 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 
 from namm_core.config import from_mapping
 from orchestrator import spec
-from orchestrator.evaluation import curve_job as evaluate
-from orchestrator.evaluation import curve_tables
-from orchestrator.evaluation.curve_job import ANEW, BUDGETS, FILE, EvaluateSpec
-from orchestrator.report import runs
-from orchestrator.session import RUNS
-from orchestrator.spec import JobSpec
+from orchestrator.commands import Fractions, Policies, listed, overrides
+from orchestrator.evaluation import curve_spec
+from orchestrator.evaluation.curve_spec import ANEW, BUDGETS, EvaluateSpec
+from orchestrator.policy_entries import PolicyEntry
+from orchestrator.storage import run_folder
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds `namm evaluate`."""
-    parser = commands.add_parser("evaluate", help="draw the curve of score against cache size for all policies")
-    parser.add_argument("config", help="job file (YAML) or a run; with --resume also the evaluation itself")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the file's")
-    parser.add_argument("--namm", help="folder or Hub id of a saved NAMM; default: the run's own")
-    parser.add_argument("--model", help="another model, folder or Hub id (further settings: model.dtype=...)")
-    parser.add_argument("--policies", type=names, help="comma-separated; default: all that there are")
-    listed = ",".join(f"{budget:g}" for budget in BUDGETS)
-    parser.add_argument("--budgets", type=fractions, help=f"kept fractions, comma-separated ({listed})")
-    parser.add_argument("--samples", type=int, help="held-out samples over all kinds of task (200)")
-    parser.add_argument("--validation", type=int, help="validation samples that sizes are found on (36)")
-    parser.add_argument("--timing", type=int, help="rounds in which speeds are measured (5; 0: none)")
-    parser.add_argument("--name", help="name of the evaluation's run folder (the job's name, then -evaluate)")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted evaluation, or extend one")
-    parser.set_defaults(command=_command)
+@click.command(short_help="draw the curve of score against cache size for all policies")
+@click.argument("config")
+@overrides
+@click.option("--namm", help="folder or Hub id of a saved NAMM; default: the run's own")
+@click.option("--model", help="another model, folder or Hub id (further settings: model.dtype=...)")
+@click.option(
+    "--policies", type=Policies(), help='such as "h2o,{name: snapkv, window: 64}"; default: all that there are'
+)
+@click.option("--budgets", type=Fractions(), help=f"kept fractions, comma-separated ({listed(BUDGETS)})")
+@click.option("--samples", type=int, help="held-out samples over all kinds of task (200)")
+@click.option("--validation", type=int, help="validation samples that sizes are found on (36)")
+@click.option("--timing", type=int, help="rounds in which speeds are measured (5; 0: none)")
+@click.option("--name", help="name of the evaluation's run folder (the job's name, then -evaluate)")
+@click.option("--resume", is_flag=True, help="continue an interrupted evaluation, or extend one")
+def command(
+    config: str,
+    overrides: tuple[str, ...],
+    namm: str | None,
+    model: str | None,
+    name: str | None,
+    resume: bool,
+    **sizes: Any,
+) -> None:
+    """Compares policies at several sizes of the cache, with the model and tasks of CONFIG: a job file (YAML) or a run;
+    with --resume also an evaluation, by name or folder. KEY=VALUE replaces settings, by dotted keys."""
+    given = {name: value for name, value in sizes.items() if value is not None}
+    begun = run_folder.find_evaluation(config) if resume else None
+    if begun is None:
+        asked = _asked(config, overrides, namm, model, name, given)
+    elif overrides or model or namm or name:
+        raise ValueError("an evaluation that goes on keeps its settings: leave --model, --namm, --name, key=value")
+    else:
+        asked = dataclasses.replace(_read(begun / run_folder.EVALUATION), **given)
+    _run(asked, resume)
 
 
-def asked_for(options: argparse.Namespace) -> EvaluateSpec:
-    """The evaluation that is meant. Raises ValueError, one line."""
-    given = {
-        name: getattr(options, name)
-        for name in ("policies", "budgets", "samples", "validation", "timing")
-        if getattr(options, name) is not None
-    }
-    if options.resume and (found := _evaluation(options.config)):
-        if options.overrides or options.model or options.namm or options.name:
-            raise ValueError("an evaluation that goes on keeps its settings: leave --model, --namm, --name, key=value")
-        return dataclasses.replace(_read(found), **given)
-    job = _job(options)
-    if any(override.partition("=")[0].split(".")[0] == "memory" for override in options.overrides):
-        raise ValueError("memory is the NAMM's own, from its config.json: leave memory settings out")
-    namm = options.namm or _own_namm(options.config, job)
-    if Path(namm).is_dir():
-        namm = str(Path(namm).absolute())
-    given.setdefault("policies", evaluate.known_policies())
-    if options.model:
-        given["policies"] = (*given["policies"], ANEW)
-    name = options.name or f"{job.name}-evaluate"
-    return EvaluateSpec(dataclasses.replace(job, name=name), namm, **given)
-
-
-def finished(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """What an evaluation's result.json and curve.json hold; None where `name` names no finished evaluation."""
-    found = _evaluation(name)
-    if found is None or not (found.parent / "curve.json").is_file():
-        return None
-    return tuple(json.loads((found.parent / file).read_text()) for file in ("result.json", "curve.json"))
-
-
-def _command(options: argparse.Namespace) -> int:
+def _run(asked: EvaluateSpec, resume: bool) -> None:
+    from orchestrator.evaluation import curve_job, curve_tables  # matplotlib
     from orchestrator.report.progress import shown
 
-    asked = asked_for(options)
     with shown(f"namm evaluate --resume {asked.job.name}") as display:
-        result, points = evaluate.run(asked, options.resume, display)
+        result, points = curve_job.run(asked, resume, display)
     display.console.print()
     display.console.print(curve_tables.table(result, points))
-    display.console.print(
-        f"run folder: {RUNS / asked.job.name}   picture: curve.png   all numbers: curve.md, curve.json"
-    )
-    return 0
+    folder = run_folder.RUNS / asked.job.name
+    display.console.print(f"run folder: {folder}   picture: curve.png   all numbers: curve.md, curve.json")
 
 
-def _job(options: argparse.Namespace) -> JobSpec:
-    path = Path(options.config)
-    if not path.is_file():
-        looks_like_file = path.suffix in (".yaml", ".yml")
-        path = path if looks_like_file else runs.find(RUNS, options.config) / "job.yaml"
-    model = [f"model={json.dumps({'path': options.model})}"] if options.model else []
-    return spec.read(path, model + options.overrides)
-
-
-def _own_namm(config: str, job: JobSpec) -> str:
-    folder = (RUNS / job.name if Path(config).is_file() else runs.find(RUNS, config)) / "namm"
-    if not folder.is_dir():
-        raise ValueError(f"{folder} does not exist: evolve a NAMM first (namm evolve), or name a saved one with --namm")
-    return str(folder)
-
-
-def _evaluation(name: str) -> Path | None:
-    """The file of an evaluation by name or folder, if there is one."""
-    return next((folder / FILE for folder in (Path(name), RUNS / name) if (folder / FILE).is_file()), None)
+def _asked(
+    config: str,
+    overrides: tuple[str, ...],
+    namm: str | None,
+    model: str | None,
+    name: str | None,
+    given: dict[str, Any],
+) -> EvaluateSpec:
+    """A new evaluation. Raises ValueError, one line."""
+    replaced = [f"model={json.dumps({'path': model})}"] if model else []
+    job = spec.read(run_folder.job_file(config), [*replaced, *overrides])
+    if any(override.partition("=")[0].split(".")[0] == "memory" for override in overrides):
+        raise ValueError("memory is the NAMM's own, from its config.json: leave memory settings out")
+    namm = namm or str(run_folder.own_memory(config, job.name))
+    if Path(namm).is_dir():
+        namm = str(Path(namm).absolute())
+    given.setdefault("policies", tuple(map(PolicyEntry, curve_spec.known_policies())))
+    if model and ANEW not in [policy.name for policy in given["policies"]]:
+        given["policies"] += (PolicyEntry(ANEW),)
+    return EvaluateSpec(dataclasses.replace(job, name=name or f"{job.name}-evaluate"), namm, **given)
 
 
 def _read(path: Path) -> EvaluateSpec:
@@ -111,16 +95,3 @@ def _read(path: Path) -> EvaluateSpec:
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
     return from_mapping(EvaluateSpec, plain, str(path))
-
-
-def names(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
-    return tuple(name for name in text.replace(" ", "").split(",") if name)
-
-
-def fractions(text: str) -> tuple[float, ...]:
-    """Kept fractions from `0.1,0.2`; argparse's own error where they are none."""
-    try:
-        return tuple(float(part) for part in names(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} are no fractions: write them as 0.1,0.2,0.5") from None

@@ -1,31 +1,33 @@
-"""`namm head start|stop|status`: what may be asked of the head node's services, and what is printed."""
+"""`namm head`: starts, ends and looks at the services of a cluster's head node. Knows what may be asked of them."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+import click
 
 from orchestrator.services import head
 from orchestrator.services.head import HeadConfig
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds `namm head`."""
-    parser = commands.add_parser("head", help="Redis and MLflow of a cluster's head node")
-    parser.add_argument("action", choices=("start", "stop", "status"))
-    parser.add_argument("--folder", type=Path, default=HeadConfig.folder, help="where they keep their files (~/namm)")
-    parser.add_argument("--bind", help="address on which workers reach the prompts' Redis (this machine's private one)")
-    for name in ("cache", "gcs", "mlflow"):
-        default = getattr(HeadConfig, f"{name}_port")
-        parser.add_argument(f"--{name}-port", type=int, default=default, help=f"({default})")
-    parser.set_defaults(command=_command)
-
-
-def _command(options: argparse.Namespace) -> int:
-    config = HeadConfig(options.folder, options.bind, options.cache_port, options.gcs_port, options.mlflow_port)
-    if options.action == "start":
+@click.command(short_help="Redis and MLflow of a cluster's head node")
+@click.argument("action", type=click.Choice(["start", "stop", "status"]))
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=HeadConfig.folder,
+    help="where they keep their files (~/namm)",
+)
+@click.option("--bind", help="address on which workers reach the prompts' Redis (this machine's private one)")
+@click.option("--cache-port", default=HeadConfig.cache_port, show_default=True)
+@click.option("--gcs-port", default=HeadConfig.gcs_port, show_default=True)
+@click.option("--mlflow-port", default=HeadConfig.mlflow_port, show_default=True)
+def command(action: str, folder: Path, bind: str | None, cache_port: int, gcs_port: int, mlflow_port: int) -> int:
+    """Starts or ends Redis and MLflow on a cluster's head node, or says which of them run (exit status 1: not all)."""
+    config = HeadConfig(folder, bind, cache_port, gcs_port, mlflow_port)
+    if action == "start":
         print(f"cache, gcs and mlflow answer; to use them: . {head.start(config)}")
-    elif options.action == "stop":
+    elif action == "stop":
         print(f"ended: {', '.join(head.stop(config)) or 'nothing was running'}")
     else:
         running = head.status(config)

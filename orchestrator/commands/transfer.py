@@ -1,16 +1,19 @@
-"""The part of the `namm` command for zero-shot transfer: what may be asked for, and what is printed."""
+"""`namm transfer`: which targets there are, what is asked of each, and what is printed. Runs nothing itself."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import click
 
 from orchestrator import spec
-from orchestrator.commands.evaluate import fractions, names
-from orchestrator.evaluation import curve_job as evaluate
-from orchestrator.evaluation.curve_job import ANEW, EvaluateSpec
-from orchestrator.session import RUNS
+from orchestrator.commands import Fractions, Policies, listed
+from orchestrator.evaluation import curve_spec
+from orchestrator.evaluation.curve_spec import ANEW, EvaluateSpec
+from orchestrator.policy_entries import PolicyEntry
+from orchestrator.storage.run_folder import RUNS
 from workers.tasks.loading import load_tasks
 
 
@@ -23,7 +26,7 @@ class Known:
     samples: int
     """Held-out samples that a table is made of."""
     others: dict[str, str] = field(default_factory=dict)
-    """Further NAMMs to show beside, by name."""
+    """More NAMMs to compare it with, by name."""
 
 
 KNOWN = {
@@ -33,69 +36,72 @@ KNOWN = {
 }
 BUDGETS = (0.5,)
 SAMPLES, VALIDATION = 100, 21
+SHIPPED = ", ".join(f"{name} {known.samples}" for name, known in KNOWN.items())
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds `namm transfer`."""
-    parser = commands.add_parser("transfer", help="try a NAMM, unchanged, on models that it was not evolved on")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings that replace the jobs'")
-    parser.add_argument(
-        "--namm", default="runs/recall/namm", help="folder or Hub id of a saved NAMM (runs/recall/namm)"
-    )
-    known = ", ".join(KNOWN)
-    parser.add_argument("--to", nargs="+", default=list(KNOWN), help=f"targets: {known} (all), or job files (YAML)")
-    parser.add_argument("--policies", type=names, help="comma-separated; default: all that there are")
-    listed = ",".join(f"{budget:g}" for budget in BUDGETS)
-    parser.add_argument("--budgets", help=f"kept fractions besides the NAMM's own, comma-separated, or none ({listed})")
-    shipped = ", ".join(f"{name} {known.samples}" for name, known in KNOWN.items())
-    parser.add_argument("--samples", type=int, help=f"held-out samples of each target ({shipped}; others {SAMPLES})")
-    parser.add_argument(
-        "--validation", type=int, default=VALIDATION, help=f"samples that sizes are found on ({VALIDATION})"
-    )
-    parser.add_argument("--name", default="transfer", help="name of the run folder (transfer)")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted one, asked for as before")
-    parser.set_defaults(command=_command)
+@click.command(short_help="try a NAMM, unchanged, on models that it was not evolved on")
+@click.argument("words", nargs=-1, metavar="[TARGET]... [KEY=VALUE]...")
+@click.option("--namm", default="runs/recall/namm", help="folder or Hub id of a saved NAMM (runs/recall/namm)")
+@click.option("--to", multiple=True, help="a target; more of them may follow")
+@click.option(
+    "--policies", type=Policies(), help='such as "h2o,{name: snapkv, window: 64}"; default: all that there are'
+)
+@click.option(
+    "--budgets",
+    type=Fractions(),
+    help=f"kept fractions besides the NAMM's own, comma-separated, or none ({listed(BUDGETS)})",
+)
+@click.option("--samples", type=int, help=f"held-out samples of each target ({SHIPPED}; others {SAMPLES})")
+@click.option("--validation", default=VALIDATION, help=f"samples that sizes are found on ({VALIDATION})")
+@click.option("--name", default="transfer", help="name of the run folder (transfer)")
+@click.option("--resume", is_flag=True, help="continue an interrupted one, with the same options as before")
+def command(words: tuple[str, ...], namm: str, to: tuple[str, ...], name: str, resume: bool, **asked: Any) -> None:
+    """Evaluates a NAMM, unchanged, on each TARGET (default: all): language, video, control, or a job file (YAML).
 
-
-def asked_for(options: argparse.Namespace) -> dict[str, EvaluateSpec]:
-    """What is to be done on each target. Raises ValueError, one line."""
-    namm = str(Path(options.namm).absolute()) if Path(options.namm).is_dir() else options.namm
-    if options.budgets is None:
-        budgets = BUDGETS
-    else:
-        budgets = () if options.budgets == "none" else fractions(options.budgets)
-    aims = {}
-    words = [word for words in options.to for word in names(words)]
-    overrides = [*options.overrides, *(word for word in words if "=" in word)]  # settings may stand behind --to
-    for name in (word for word in words if "=" not in word):
-        known = KNOWN.get(name)
-        if known is None and Path(name).suffix not in (".yaml", ".yml"):
-            raise ValueError(f"--to: unknown target {name!r}; known: {', '.join(KNOWN)}, or a job file (YAML)")
-        file = Path(known.config if known else name)
-        if not file.is_file():
-            raise ValueError(
-                f"{file} does not exist: call namm transfer in a clone of the repository, or give job files"
-            )
-        job = spec.read(file, overrides)
-        policies = options.policies or (*evaluate.known_policies(), ANEW)
-        if options.policies is None and not load_tasks(job.tasks).locates:
-            policies = tuple(policy for policy in policies if policy != "oracle")
-        others = dict(known.others) if known else {}
-        samples = options.samples or (known.samples if known else SAMPLES)
-        sizes = {"budgets": budgets, "samples": samples, "validation": options.validation, "timing": 0}
-        aims[name if known else file.stem] = EvaluateSpec(job, namm, policies, others=others, **sizes)
-    return aims
-
-
-def _command(options: argparse.Namespace) -> int:
-    from orchestrator.evaluation import transfer_job as transfer
-    from orchestrator.evaluation import transfer_tables
+    KEY=VALUE replaces settings of all jobs, by dotted keys.
+    """
+    from orchestrator.evaluation import transfer_job, transfer_tables  # matplotlib
     from orchestrator.report.progress import shown
 
-    aims = asked_for(options)
+    overrides = [word for word in words if "=" in word]
+    targets = [part for word in (*to, *words) if "=" not in word for part in word.split(",") if part] or list(KNOWN)
+    namm = str(Path(namm).absolute()) if Path(namm).is_dir() else namm
+    specs = dict(_asked(target, namm, overrides, **asked) for target in targets)
     with shown("the same command with --resume") as display:
-        found = transfer.run(aims, options.name, options.resume, display)
+        found = transfer_job.run(specs, name, resume, display)
     display.console.print(transfer_tables.table(found))
-    folder = RUNS / options.name
-    display.console.print(f"run folder: {folder}   picture: transfer.png   all sizes: transfer.md, transfer.json")
-    return 0
+    display.console.print(f"run folder: {RUNS / name}   picture: transfer.png   all sizes: transfer.md, transfer.json")
+
+
+def _asked(
+    target: str,
+    namm: str,
+    overrides: list[str],
+    policies: tuple[PolicyEntry, ...] | None,
+    budgets: tuple[float, ...] | None,
+    samples: int | None,
+    validation: int,
+) -> tuple[str, EvaluateSpec]:
+    """A target's name, and what is to be done on it. Raises ValueError, one line."""
+    known = KNOWN.get(target)
+    if known is None and Path(target).suffix not in (".yaml", ".yml"):
+        raise ValueError(f"--to: unknown target {target!r}; known: {', '.join(KNOWN)}, or a job file (YAML)")
+    file = Path(known.config if known else target)
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist: call namm transfer in a clone of the repository, or give job files")
+    job = spec.read(file, overrides)
+    if policies is None:
+        names = [*curve_spec.known_policies(), ANEW]
+        if not load_tasks(job.tasks).locates:
+            names.remove("oracle")
+        policies = tuple(map(PolicyEntry, names))
+    return target if known else file.stem, EvaluateSpec(
+        job,
+        namm,
+        policies,
+        budgets=BUDGETS if budgets is None else budgets,
+        samples=samples or (known.samples if known else SAMPLES),
+        validation=validation,
+        timing=0,
+        others=dict(known.others) if known else {},
+    )

@@ -1,1 +1,1 @@
-"""Work to workers and results back."""
+"""Units of work to the workers, and their results back."""

@@ -1,4 +1,4 @@
-"""Connecting to Ray: a local one of our own, or the cluster that this process runs in. Knows nothing of jobs."""
+"""Connecting to Ray: one that is started here, or the cluster that this process runs in. Knows nothing of jobs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from contextlib import contextmanager
 def connected(address: str | None, namespace: str, cpus: int | None = None) -> Iterator[None]:
     """A Ray connection for the length of the block.
 
-    address: `local` starts Ray here and ends it afterwards; anything else is joined; None is RAY_ADDRESS, which a
-    submitted job has, else `local`. namespace: of this job's actors. cpus: CPUs of a local Ray, None for this
-    machine's. Raises ValueError when nothing answers.
+    address: `local` starts Ray here and ends it afterwards; anything else is joined; None means RAY_ADDRESS, which a
+    submitted job has, else `local`. namespace: where this job's actors are named. cpus: CPUs of a local Ray, None for
+    all of this machine's. Raises ValueError, one line, when nothing answers.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     # Explicit everywhere: the default writes a token into the home folder; clusters set their own mode.
@@ -27,9 +27,15 @@ def connected(address: str | None, namespace: str, cpus: int | None = None) -> I
 
     local = address == "local"
     told_to_go = signal.getsignal(signal.SIGTERM)
-    options = {"num_cpus": cpus, "include_dashboard": False} if local else {}
     try:
-        ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR, **options)
+        ray.init(
+            address,
+            num_cpus=cpus if local else None,
+            include_dashboard=False if local else None,
+            namespace=namespace,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The workers as they come and go: Ray actors, started again where they died, more of them as the cluster grows.
+"""The workers as Ray actors: replaced where they died, and more of them as the cluster grows.
 
 Knows how a worker is started, called and ended, and nothing of what it is called for.
 """
@@ -9,15 +9,16 @@ import itertools
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple
 
 import ray
 from ray._private.state import state as cluster_state
 
+from orchestrator.fleet_events import Answered, Event, Joined, Left, NotStarted, Raised
 from orchestrator.spec import WorkerSpec
 from workers import actor
 from workers.config import EvaluatorConfig
-from workers.unit import WorkerInfo
+from workers.unit import CallResult
 
 logger = logging.getLogger(__name__)
 
@@ -25,72 +26,19 @@ LOOK_AROUND = 5.0
 """Seconds between two looks at the cluster: nodes that came, nodes that are told to go."""
 
 
-@dataclass(frozen=True)
-class Joined:
-    """A worker is ready."""
+class _Awaited(NamedTuple):
+    """What a reference that Ray has not settled yet stands for."""
 
+    what: Literal["up", "load", "call"]
     worker: int
-    info: WorkerInfo
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A call returned a value."""
-
-    call: int
-    value: Any
-
-
-@dataclass(frozen=True)
-class Raised:
-    """A call raised an error; the worker lives."""
-
-    call: int
-    error: BaseException
-
-
-@dataclass(frozen=True)
-class Left:
-    """A worker is gone, and its call with it."""
-
-    worker: int
-    reason: str
-    memory: bool = False
-    """Whether its machine killed it for want of memory."""
-
-
-@dataclass(frozen=True)
-class NotStarted:
-    """A worker could not load its model; it is tried again."""
-
-    error: BaseException
-
-
-Event = Joined | Answered | Raised | Left | NotStarted
-
-
-class Fleet(Protocol):
-    """Workers by number, each with at most one call at a time."""
-
-    @property
-    def wanted(self) -> int:
-        """Workers that there would be if there were room for all."""
-
-    def send(self, worker: int, method: str, *arguments: Any) -> int:
-        """Calls a method of a worker; returns the call's number."""
-
-    def wait(self, seconds: float) -> list[Event]:
-        """What has happened since, after at most `seconds`; returns as soon as there is something."""
-
-    def end(self, worker: int, reason: str) -> None:
-        """Ends a worker, whatever it is doing; `Left` follows, and another takes its place."""
-
-    def close(self) -> None:
-        """Ends all workers."""
+    call: int = -1
+    """The call's number, if it is one."""
 
 
 @dataclass
 class _Worker:
+    """An actor, from its start on."""
+
     actor: ray.actor.ActorHandle
     deadline: float | None = None
     """By when it must have loaded its model; None while it waits for room, and when it is ready."""
@@ -101,14 +49,20 @@ class _Worker:
 
 
 class RayFleet:
-    """Actors on the connected Ray cluster. `evaluator`: `module:class` of what they host."""
+    """Actors on the connected Ray cluster, a `Fleet`.
+
+    config: what a worker is made of; spec: how many there are, and what each one needs; evaluator: `module:class` of
+    what they host. Loading a model, or room for a worker, is waited for in `wait`, never here.
+
+    Attributes:
+        wanted: see `Fleet`; it grows with the cluster where the job gives no number.
+    """
 
     def __init__(self, config: EvaluatorConfig, spec: WorkerSpec, evaluator: str = actor.EVALUATOR) -> None:
         self._config, self._spec, self._evaluator = config, spec, evaluator
         self._numbers = itertools.count()
         self._workers: dict[int, _Worker] = {}
-        self._pending: dict[ray.ObjectRef, tuple[str, int, int]] = {}
-        """By reference: `up`, `load` or `call`, the worker's number, the call's number."""
+        self._pending: dict[ray.ObjectRef, _Awaited] = {}
         self._events: list[Event] = []
         self._start_again: list[float] = []
         """When the places of workers that are gone are taken again."""
@@ -123,7 +77,7 @@ class RayFleet:
         call = next(self._numbers)
         handle = self._workers[worker]
         reference = getattr(handle.actor, method).remote(*arguments)
-        self._pending[reference] = ("call", worker, call)
+        self._pending[reference] = _Awaited("call", worker, call)
         handle.busy = True
         return call
 
@@ -153,7 +107,7 @@ class RayFleet:
         number = next(self._numbers)
         handle = actor.start(self._config, self._spec.gpus, self._evaluator)
         self._workers[number] = _Worker(handle)
-        self._pending[handle.up.remote()] = ("up", number, -1)
+        self._pending[handle.up.remote()] = _Awaited("up", number)
 
     def _collect(self, seconds: float) -> None:
         """Turns what Ray has to say within `seconds` into events."""
@@ -166,9 +120,11 @@ class RayFleet:
             ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
         for reference in ready:
             if reference in self._pending:  # else its worker was lost on the way through this list
-                self._settle(reference, *self._pending.pop(reference))
+                self._settle(reference, self._pending.pop(reference))
 
-    def _settle(self, reference: ray.ObjectRef, what: str, number: int, call: int) -> None:
+    def _settle(self, reference: ray.ObjectRef, awaited: _Awaited) -> None:
+        """Turns what became of a reference into events."""
+        what, number, call = awaited
         worker = self._workers[number]
         try:
             value = ray.get(reference)
@@ -192,7 +148,7 @@ class RayFleet:
         else:
             if what == "up":
                 worker.deadline = time.monotonic() + self._spec.load_timeout
-                self._pending[worker.actor.load.remote()] = ("load", number, -1)
+                self._pending[worker.actor.load.remote()] = _Awaited("load", number)
             elif what == "load":
                 worker.deadline, self._failed_starts = None, 0
                 worker.node = value.node
@@ -200,13 +156,13 @@ class RayFleet:
             else:
                 worker.busy = False
                 self._events.append(Answered(call, value))
-                if worker.leaves or getattr(value, "leaving", False):
+                if worker.leaves or (isinstance(value, CallResult) and value.leaving):
                     self.end(number, worker.leaves or "was told to go")
 
     def _lost(self, number: int, reason: str, memory: bool = False, tell: bool = True) -> None:
         """A worker is gone: another takes its place, later and later when starts fail."""
         del self._workers[number]
-        self._pending = {r: entry for r, entry in self._pending.items() if entry[1] != number}
+        self._pending = {r: entry for r, entry in self._pending.items() if entry.worker != number}
         if tell:
             self._events.append(Left(number, reason, memory))
         self._start_again.append(time.monotonic() + min(2.0 * self._failed_starts, 60.0))
@@ -252,7 +208,10 @@ class RayFleet:
 
 
 def cause(error: BaseException) -> BaseException:
-    """What a worker raised, without Ray's wrapping."""
-    while isinstance(error, ray.exceptions.RayError) and (error.__cause__ or getattr(error, "cause", None)):
-        error = error.__cause__ or error.cause
+    """What a worker raised, without the errors that Ray wraps around it."""
+    while isinstance(error, ray.exceptions.RayError):
+        inner = error.__cause__ or (error.cause if isinstance(error, ray.exceptions.RayTaskError) else None)
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
     return error

@@ -1,6 +1,6 @@
 """The picture *score against kept fraction*: a curve for each policy, a line for the full cache. Knows no MLflow.
 
-Colours that colour-blind people can tell apart (Okabe and Ito's), with a marker of its own for each policy.
+Colours are those of Okabe and Ito, which colour-blind people can tell apart; each policy has its own marker.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from orchestrator.report.pictures import BLUE, DPI, GREEN, GREY, INK, ORANGE, VE
 
 SKY, PURPLE, OCHRE = "#56B4E9", "#CC79A7", "#9a8700"
 NAMM_COLOURS = (BLUE, SKY, "#00406b")
-"""Of the NAMM, of the same with statistics collected anew, and of another one."""
+"""Colours of the NAMM, of the same one with other statistics, and of another one."""
 OTHER_COLOURS = (VERMILION, GREEN, ORANGE, PURPLE, OCHRE, GREY)
 MARKERS = "sD^vPX<>hp"
 LABELS_APART = 0.042
-"""Least distance of two labels, as a share of the picture's height."""
+"""Smallest distance between two labels, as a share of the picture's height."""
 BARS_APART = 0.0035
-"""Distance of two policies' interval bars at one size, as a kept fraction."""
+"""Distance between the interval bars of two policies at one size, as a kept fraction."""
 
 
 def draw(points: Sequence[Mapping], path: str | Path, title: str) -> None:
@@ -68,7 +68,7 @@ def draw_panels(panels: Mapping[str, Sequence[Mapping]], path: str | Path) -> No
 
 
 def _panel(axes: Axes, points: Sequence[Mapping], styles: Mapping[str, dict], title: str) -> Mapping:
-    """Curves, the full cache's line and a title; returns the full cache's point. Raises ValueError without one."""
+    """Draws curves, the full cache's line and a title; returns the full cache's point, or raises ValueError."""
     full = next((point for point in points if point["policy"] == "full"), None)
     if full is None:
         raise ValueError("no point of policy 'full': there is nothing to compare with")
@@ -99,7 +99,7 @@ def _save(figure: Figure, path: str | Path) -> None:
 
 
 def _styles(points: Sequence[Mapping]) -> dict[str, dict]:
-    """Line of each policy but the full cache, in the points' order."""
+    """The line style of each policy but the full cache, in the order of the points."""
     names = [name for name in dict.fromkeys(point["policy"] for point in points) if name != "full"]
     memories = [name for name in names if name.split("-")[0] == "namm"]
     styles: dict[str, dict] = {}
@@ -130,9 +130,10 @@ def _curve(axes: Axes, curve: Sequence[Mapping], style: dict, aside: float) -> N
 
 
 def _name_lines(axes: Axes, labels: list[tuple[list[float], float, str, str]]) -> None:
-    """Names right of the picture, beside where each curve ends, moved apart where they would cover each other.
+    """Writes names to the right of the picture, at the end of each curve, moved apart if they would overlap.
 
-    labels: scores from the end of the curve on (which order those that end alike), where it ends, name, colour.
+    labels: scores from the end of the curve backwards (they order curves that end alike), the kept fraction at the end,
+    name, colour.
     """
     low, high = axes.get_ylim()
     labels = sorted(labels, key=lambda label: label[0])
@@ -164,11 +165,14 @@ def _name_lines(axes: Axes, labels: list[tuple[list[float], float, str, str]]) -
 
 
 def apart(wanted: Sequence[float], distance: float) -> list[float]:
-    """Places for labels, ascending as `wanted` is, at least `distance` apart and near what is wanted.
+    """Positions for labels, in ascending order, at least `distance` apart and as near to `wanted` as possible.
 
-    Neighbours that would overlap form a block around their common centre, which stays within 0 to 1 where it fits.
+    wanted: ascending positions. Neighbours that would overlap form a block around their common centre, which stays
+    within 0 and 1 if it fits.
     """
-    blocks: list[list[float]] = []  # of each: the sum of what its members want of its first place, members, first place
+    blocks: list[
+        list[float]
+    ] = []  # each: sum of the first positions that its members want, number of members, first position
 
     def placed(block: list[float]) -> list[float]:
         size = (block[1] - 1) * distance

@@ -1,4 +1,4 @@
-"""The final comparison: every policy on held-out samples that chose nothing, baselines at the NAMM's own size.
+"""The comparison on held-out samples, which chose nothing: every policy on the same ones, baselines at the NAMM's size.
 
 Knows nothing of searches, files or pictures.
 """
@@ -6,16 +6,29 @@ Knows nothing of searches, files or pictures.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from orchestrator.policy_entries import PolicyEntry
 from orchestrator.protocols import Evaluate
 from workers.unit import PolicySpec, SampleRef, SampleResult
 
-UNBUDGETED = ("full", "namm", "oracle")
-"""Policies whose size is their own affair."""
+Row = list[SampleResult | None]
+"""A policy's results, one a sample; None where the sample could not be evaluated."""
+Progress = Callable[[str, int, int], None]
+"""Gets a policy's label, its results so far, and the results wanted."""
+
+
+class OperatingPoint(NamedTuple):
+    """A policy at one size: what a row of `samples.jsonl` belongs to."""
+
+    policy: str
+    """Its label, such as `namm` or `snapkv(window=64)`."""
+    budget: float | None
+    """Kept fraction that it was given; None where its size is up to the policy."""
 
 
 def held_out_samples(kinds: tuple[str, ...], total: int, split: str = "heldout") -> list[SampleRef]:
@@ -23,83 +36,96 @@ def held_out_samples(kinds: tuple[str, ...], total: int, split: str = "heldout")
     return [SampleRef(kind, split, i) for n, kind in enumerate(kinds) for i in range(len(range(n, total, len(kinds))))]
 
 
-def shifted(namm: PolicySpec, shift: float) -> PolicySpec:
-    """The NAMM with its threshold raised by `shift`, and nothing else changed.
+def check_policies(entries: Sequence[PolicyEntry], memories: Collection[str] = ("namm",)) -> None:
+    """Raises ValueError, one line, for a policy or an option that does not exist, or a budget that is not taken.
 
-    The last number of theta is the bias of the score (b3 of BAM), so that lowering it raises the threshold.
+    memories: names of NAMMs, which are no policies with a file.
     """
-    theta = namm.theta.copy()
-    theta[-1] -= shift
-    return dataclasses.replace(namm, theta=theta)
+    from namm_core import policies  # a policy's class imports torch
+
+    for entry in entries:
+        if entry.name not in memories:
+            policies.check(entry.name, entry.options, entry.budget)
+        elif entry.options or entry.budget is not None:
+            raise ValueError(f"policy {entry.name} takes no options and no budget: it is the memory as it is saved")
 
 
-def fit_size(
-    evaluate: Evaluate, namm: PolicySpec, samples: list[SampleRef], kept_at_most: float, halvings: int = 4
-) -> tuple[PolicySpec, dict[str, float]]:
-    """Shifts the threshold of a NAMM (its b3, the last number of theta) until it keeps `kept_at_most` of `samples`.
+def takes_budget(name: str) -> bool:
+    """Whether a policy keeps a size that it is given. Raises ValueError, one line, for an unknown name."""
+    from namm_core import policies  # a policy's class imports torch
 
-    One shift for all layers, heads and samples, found by bisection on samples that are not held out; a NAMM that is
-    small enough stays as it is. Returns the NAMM, and what was found: shift, kept fraction and score.
-    """
-
-    def tried_at(shift: float) -> tuple[PolicySpec, dict[str, float]]:
-        spec = shifted(namm, shift)
-        results = [r for r in evaluate([spec], samples)[0] if r is not None]
-        kept, score = (float(np.mean([getattr(r, name) for r in results])) for name in ("kept", "score"))
-        return spec, {"shift": shift, "kept": kept, "score": score}
-
-    small = tried_at(0.0)
-    if small[1]["kept"] <= kept_at_most:
-        return small
-    low, high = 0.0, 0.02
-    while (small := tried_at(high))[1]["kept"] > kept_at_most:
-        low, high = high, 2 * high
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        tried = tried_at(middle)
-        if tried[1]["kept"] <= kept_at_most:
-            small, high = tried, middle
-        else:
-            low = middle
-    return small
+    return policies.named(name).takes_budget
 
 
 def compare(
     evaluate: Evaluate,
     namm: PolicySpec,
-    policies: tuple[str, ...],
+    policies: Sequence[PolicyEntry],
     samples: list[SampleRef],
-    progress: Callable[[str, int, int], None] = lambda policy, done, of: None,
+    progress: Progress = lambda policy, done, of: None,
 ) -> list[dict[str, Any]]:
     """One record for each policy and sample (the lines of `samples.jsonl`).
 
-    Baselines get the NAMM's mean kept fraction on the same samples as their budget. Samples that any policy
-    failed on are left out for all. progress: gets (policy, results so far, results wanted).
+    Policies that take a budget, and are given none, get the NAMM's mean kept fraction on the same samples. Samples that
+    any policy failed on are left out for all.
     """
-    table, budget = {}, None
-    for name in ["namm", *(p for p in policies if p != "namm")]:
-        spec = namm if name == "namm" else PolicySpec(name, budget=None if name in UNBUDGETED else budget)
-        done = 0
-
-        def count(more: int, name: str = name) -> None:
-            nonlocal done
-            done += more
-            progress(name, done, len(samples))
-
-        table[name] = (spec, evaluate([spec], samples, count)[0])
-        if name == "namm":
-            budget = round(float(np.mean([r.kept for r in table[name][1] if r is not None])), 4)
-    usable = [i for i in range(len(samples)) if all(row[i] is not None for _, row in table.values())]
-    records = []
-    for name in policies:
-        spec, row = table[name]
-        for i in usable:
-            records.append(record(row[i], name, spec.budget))
-    return records
+    memory = OperatingPoint("namm", None)
+    results = evaluated(evaluate, {memory: namm}, samples, progress)
+    own = own_size(results[memory])
+    asked = {}
+    for entry in policies:
+        point, spec = (memory, namm) if entry.name == "namm" else at_size(entry, own)
+        asked[point] = spec
+        if point not in results:
+            results |= evaluated(evaluate, {point: spec}, samples, progress)
+    return records(asked, results)
 
 
-def record(result: SampleResult, policy: str, budget: float | None) -> dict[str, Any]:
-    """A line of `samples.jsonl`."""
+def at_size(entry: PolicyEntry, size: float) -> tuple[OperatingPoint, PolicySpec]:
+    """A policy at its own size, at the one that it is fixed to, or else at `size`; raises ValueError as
+    `takes_budget`."""
+    budget = entry.budget if entry.budget is not None else size if takes_budget(entry.name) else None
+    return OperatingPoint(entry.label, budget), PolicySpec(entry.name, budget=budget, options=entry.options)
+
+
+def own_size(row: Row) -> float:
+    """Mean kept fraction of a policy's results, as a budget for others."""
+    return round(float(np.mean([result.kept for result in row if result is not None])), 4)
+
+
+def evaluated(
+    evaluate: Evaluate, asked: Mapping[OperatingPoint, PolicySpec], samples: list[SampleRef], progress: Progress
+) -> dict[OperatingPoint, Row]:
+    """Results of one policy at some sizes, all asked for at once."""
+    (label,) = {point.policy for point in asked}
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(label, done, len(asked) * len(samples))
+
+    return dict(zip(asked, evaluate(list(asked.values()), samples, count), strict=True))
+
+
+def records(asked: Mapping[OperatingPoint, PolicySpec], results: Mapping[OperatingPoint, Row]) -> list[dict[str, Any]]:
+    """The lines of `samples.jsonl`, in the order of `asked`. A sample that any result is missing of is left out."""
+    complete = [all(results) for results in zip(*results.values(), strict=True)]
+    return [
+        _record(result, point, spec)
+        for point, spec in asked.items()
+        for result, usable in zip(results[point], complete, strict=True)
+        if usable and result is not None
+    ]
+
+
+def metric_name(policy: str) -> str:
+    """A policy's label as MLflow takes it in the name of a metric."""
+    return re.sub(r"[^\w\-. ]+", "_", policy).strip("_")
+
+
+def _record(result: SampleResult, point: OperatingPoint, spec: PolicySpec) -> dict[str, Any]:
     line = dataclasses.asdict(result)
     line["sample"] = line.pop("index")
-    return {**line, "policy": policy, "budget": budget}
+    line |= {"policy": point.policy, "budget": point.budget}
+    return line | {"options": dict(spec.options)} if spec.options else line

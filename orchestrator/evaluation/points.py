@@ -5,76 +5,64 @@ A level is a kept fraction at which policies are compared; one of them is the NA
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import median
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.report import summary as report
+from orchestrator.evaluation.held_out import OperatingPoint
+from orchestrator.report.summary import summarise
 
-UNBUDGETED = ("full", "oracle")
-"""Policies that are one point, whatever the level."""
-
-Place = tuple[str, float | None]
-"""A policy, and its budget: a kept fraction, or None where its size is its own affair."""
+COMPARED = ("difference", "difference_interval", "namm_difference", "namm_difference_interval")
+"""Fields that a point has from `orchestrator.report.summary`, where they exist."""
 
 
-def summarised(records: Sequence[Mapping], level: float | None, own: float, extra: Mapping) -> dict[str, Any]:
-    """`report.summarise` of one level. level: a budget, or None for the NAMM's own size, `own` on average."""
-    memories = {r["policy"] for r in records if r["budget"] is None}
-    if level is None:
-        chosen = [r for r in records if r["budget"] == (None if r["policy"] in memories else own)]
-    else:
-        chosen = [r for r in records if r["policy"] in UNBUDGETED or r["budget"] == level]
-    return report.summarise(chosen, extra)
+@dataclass(frozen=True)
+class Curve:
+    """What was measured at all sizes, and which sizes these are."""
 
+    records: Sequence[Mapping[str, Any]]
+    """Lines of `samples.jsonl`."""
+    memories: Collection[str]
+    """Labels of the NAMMs, which have their own size (budget None) and the budgets."""
+    single: Collection[str]
+    """Labels of the policies that stand at one size, whatever the level."""
+    budgets: Sequence[float]
+    """Kept fractions at which the others are compared, besides `own`."""
+    own: float
+    """Mean kept fraction of the NAMM as it is."""
 
-def points(
-    records: Sequence[Mapping], budgets: Sequence[float], own: float, tasks: Mapping, costs: Mapping[Place, Mapping]
-) -> list[dict[str, Any]]:
-    """One mapping for each policy and budget, as in `curve.json`.
+    def summary(self, extra: Mapping[str, Any], level: float | None = None) -> dict[str, Any]:
+        """What `result.json` holds, at one level; None is the NAMM's own size."""
 
-    own: mean kept fraction of the NAMM as it is; tasks: `trained_tasks` and `heldout_tasks`, in order; costs: further
-    fields by policy and budget. A point has policy, budget (a kept fraction; None: its own affair), level (the
-    fraction at which it is compared), kept (as measured), score (mean over tasks), tasks, difference to the full cache
-    and the NAMM's to it at the same level, both paired, with their 95 % intervals, and samples.
-    """
-    found = []
-    for level in (None, *sorted(budgets)):
-        for name, entry in summarised(records, level, own, tasks)["policies"].items():
-            if level is not None and name in UNBUDGETED:
-                continue  # they stand at the first level already
-            point = {
-                "policy": name,
-                "budget": entry["budget"],
-                "level": None if name in UNBUDGETED else own if level is None else level,
-                "kept": entry["kept"],
-                "score": entry["mean"],
-                "tasks": entry["score"],
-                "samples": entry["samples"],
-            }
-            fields = ("difference", "difference_interval", "namm_difference", "namm_difference_interval")
-            point |= {field: entry[field] for field in fields if field in entry}
-            found.append(point | dict(costs.get((name, entry["budget"]), {})))
-    return found
+        def wanted(policy: str) -> float | None:
+            return self.own if level is None and policy not in self.memories else level
 
+        records = [r for r in self.records if r["policy"] in self.single or r["budget"] == wanted(r["policy"])]
+        return summarise(records, extra)
 
-def costs(rounds: Sequence[Mapping[Place, Sequence]]) -> dict[Place, dict[str, float]]:
-    """Speed and size by policy and budget, from rounds of `workers.timing.Timing` values.
+    def points(
+        self, tasks: Mapping[str, Any], further: Mapping[OperatingPoint, Mapping[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """What `curve.json` holds: one mapping for each policy and budget.
 
-    Rates are medians over the rounds, in tokens a second; `..._ratio` is the median of what was, within a round, the
-    rate over the full cache's. Bytes are the largest of all rounds.
-    """
-    found = {}
-    for place in rounds[0] if rounds else ():
-        rates = [[(t[0] / t[1], t[2] / t[3]) for t in (r[place], r["full", None])] for r in rounds]
-        cost: dict[str, float] = {}
-        for i, name in enumerate(("prefill", "decode")):
-            cost[f"{name}_tokens_per_second"] = median(mine[i] for mine, _ in rates)
-            cost[f"{name}_ratio"] = median(mine[i] / full[i] for mine, full in rates)
-        largest = max((r[place] for r in rounds), key=lambda t: t[4] + t[5])
-        cost["peak_cache_bytes"] = largest[4] + largest[5]
-        cost["peak_kv_bytes"], cost["peak_state_bytes"] = largest[4], largest[5]
-        found[place] = cost
-    for cost in found.values():
-        cost["peak_cache_ratio"] = cost["peak_cache_bytes"] / found["full", None]["peak_cache_bytes"]
-    return found
+        tasks: `trained_tasks` and `heldout_tasks`, in order; further: more fields of some points. A point has policy,
+        budget (a kept fraction; None: the policy's own size), level (the fraction at which it is compared; None: any),
+        kept (as measured), score (mean over tasks), tasks, difference to the full cache and the NAMM's to it at the
+        same level, both paired, with their 95 % intervals, and samples.
+        """
+        for level in (None, *sorted(self.budgets)):
+            for policy, entry in self.summary(tasks, level)["policies"].items():
+                alone = policy in self.single
+                if alone and level is not None:
+                    continue  # it stands at the first level already
+                yield {
+                    "policy": policy,
+                    "budget": entry["budget"],
+                    "level": None if alone else self.own if level is None else level,
+                    "kept": entry["kept"],
+                    "score": entry["mean"],
+                    "tasks": entry["score"],
+                    "samples": entry["samples"],
+                    **{field: entry[field] for field in COMPARED if field in entry},
+                    **further.get(OperatingPoint(policy, entry["budget"]), {}),
+                }

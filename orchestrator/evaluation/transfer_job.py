@@ -1,6 +1,6 @@
 """Zero-shot transfer: one NAMM, unchanged, on several targets; an evaluation each, then one table and one picture.
 
-Knows the order of things alone: what happens on a target is `evaluate`'s affair.
+Knows only the order of the steps: an evaluation itself is `curve_job`'s.
 """
 
 from __future__ import annotations
@@ -9,58 +9,67 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from orchestrator.evaluation import curve_job as evaluate
-from orchestrator.evaluation import curve_picture as curve
-from orchestrator.evaluation import transfer_tables
-from orchestrator.evaluation.curve_job import EvaluateSpec
+from orchestrator.evaluation import curve_job, curve_picture, curve_spec, transfer_tables
+from orchestrator.evaluation.curve_spec import EvaluateSpec
+from orchestrator.evaluation.held_out import metric_name
 from orchestrator.evaluation.transfer_tables import Evaluated
 from orchestrator.report.progress import Display
-from orchestrator.session import RUNS
 from orchestrator.storage import files
+from orchestrator.storage.run_folder import RUNS, find_evaluation
 from orchestrator.tracking.store import store_of
 
+FILES = ("transfer.png", "transfer.md", "transfer.json")
+"""What the run folder holds, and MLflow gets."""
 
-def run(aims: Mapping[str, EvaluateSpec], name: str, resume: bool, display: Display) -> dict[str, Evaluated]:
+
+def run(asked: Mapping[str, EvaluateSpec], name: str, resume: bool, display: Display) -> dict[str, Evaluated]:
     """Evaluates on each target in turn, in the run folder `<name>-<target>`, and writes the report into `<name>`.
 
-    aims: what to do on each target, all with the same NAMM. Raises ValueError, one line, for bad input, before any
+    asked: what to do on each target, all with the same NAMM. Raises ValueError, one line, for bad input, before any
     target has begun.
     """
-    from orchestrator.tracking.tracker import Tracker
-
     folder = RUNS / name
     if (folder / "transfer.json").exists() and not resume:
         raise ValueError(f"{folder} exists: continue it with --resume, or choose another name (--name)")
-    named = {
-        of: dataclasses.replace(aim, job=dataclasses.replace(aim.job, name=f"{name}-{of}")) for of, aim in aims.items()
-    }
-    for aim in named.values():
-        evaluate.checked(aim)
+    named = {target: _named(spec, f"{name}-{target}") for target, spec in asked.items()}
+    for spec in named.values():
+        curve_spec.checked(spec)
     found: dict[str, Evaluated] = {}
-    for of, aim in named.items():
-        display.status(f"target {of}: {aim.job.model.path}")
-        begun = (RUNS / aim.job.name / evaluate.FILE).exists()
-        found[of] = evaluate.run(aim, resume and begun, display)
+    for target, spec in named.items():
+        display.status(f"target {target}: {spec.job.model.path}")
+        begun = find_evaluation(str(RUNS / spec.job.name)) is not None
+        found[target] = curve_job.run(spec, resume and begun, display)
         display.stop()
-    folder.mkdir(parents=True, exist_ok=True)
-    (first, *_) = named.values()
-    files.write_json(folder / "transfer.json", {of: {"result": r, "points": p} for of, (r, p) in found.items()})
-    files.write(folder / "transfer.md", transfer_tables.markdown(found))
-    curve.draw_panels({f"{of}: {Path(r['model']).name}": p for of, (r, p) in found.items()}, folder / "transfer.png")
-    store = store_of(first.job.mlflow_uri, RUNS)
-    note = f"The NAMM {first.namm}, unchanged, on {', '.join(found)}."
-    tracker = Tracker(
-        store, "namm", name, {"namm": first.namm, "targets": ", ".join(found)}, {"mlflow.note.content": note}
-    )
-    tracker.metrics_final(dict(_metrics(found)))
-    for file in ("transfer.png", "transfer.md", "transfer.json"):
-        tracker.artifact(folder / file)
-    tracker.finish()
+    _write(folder, next(iter(named.values())), found)
     return found
 
 
+def _named(spec: EvaluateSpec, name: str) -> EvaluateSpec:
+    return dataclasses.replace(spec, job=dataclasses.replace(spec.job, name=name))
+
+
+def _write(folder: Path, first: EvaluateSpec, found: Mapping[str, Evaluated]) -> None:
+    """The report, in the run folder and in MLflow. first: of any target, for the settings that all share."""
+    from orchestrator.tracking.tracker import Tracker  # MLflow takes seconds, which bad input need not wait for
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {target: {"result": result, "points": points} for target, (result, points) in found.items()}
+    files.write_json(folder / "transfer.json", plain)
+    files.write(folder / "transfer.md", transfer_tables.markdown(found))
+    panels = {f"{target}: {Path(result['model']).name}": points for target, (result, points) in found.items()}
+    curve_picture.draw_panels(panels, folder / "transfer.png")
+    store = store_of(first.job.mlflow_uri, RUNS)
+    note = f"The NAMM {first.namm}, unchanged, on {', '.join(found)}."
+    params, tags = {"namm": first.namm, "targets": ", ".join(found)}, {"mlflow.note.content": note}
+    tracker = Tracker(store, "namm", folder.name, params, tags)
+    tracker.metrics_final(dict(_metrics(found)))
+    for file in FILES:
+        tracker.artifact(folder / file)
+    tracker.finish()
+
+
 def _metrics(found: Mapping[str, Evaluated]) -> Iterator[tuple[str, float]]:
-    for of, (result, _) in found.items():
+    for target, (result, _) in found.items():
         for policy, entry in result["policies"].items():
-            yield f"{of}/{policy}/score", entry["mean"]
-            yield f"{of}/{policy}/kept", entry["kept"]
+            yield f"{target}/{metric_name(policy)}/score", entry["mean"]
+            yield f"{target}/{metric_name(policy)}/kept", entry["kept"]

@@ -70,6 +70,7 @@ def _scales(spec: JobSpec, tasks: Sequence[str], base: list[SampleResult] | None
     """What a task's mean is divided by."""
     if not spec.fitness.normalise:
         return [1.0] * len(tasks)
+    assert base is not None, "a normalised fitness needs the full cache's results"
     measure, floor = spec.fitness.measure, spec.fitness.base_floor
     return [float(np.mean([_measured(r, measure) for r in base if r.task == task])) + floor for task in tasks]
 

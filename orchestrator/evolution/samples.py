@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from orchestrator.search.stage_rules import StageSpec
+from orchestrator.search.stage_rules import StagePlan
 from orchestrator.spec import JobSpec
 from workers.unit import SampleRef
 
 STATISTICS_SAMPLES = 1_000
-"""The first training samples of each task are for the feature statistics; generations start behind them."""
+"""The first training samples of each task are for the feature statistics; generations take those that follow."""
 
 Size = Callable[[str, str], int | None]
 """Samples in a task's split; None: as many as are asked for."""
@@ -34,7 +34,7 @@ def validation_samples(spec: JobSpec, tasks: tuple[str, ...] | None = None, size
 
 
 def training_samples(
-    spec: JobSpec, generation: int, stage: StageSpec | None = None, size: Size = endless
+    spec: JobSpec, generation: int, stage: StagePlan | None = None, size: Size = endless
 ) -> list[SampleRef]:
     """A generation's samples, the same for all its candidates; generation: counted from 0 over all stages; stage: of
     `spec.plan`, None for the first one.
@@ -46,7 +46,7 @@ def training_samples(
     stage = stage or plan[0]
     most = max(s.samples for s in plan)
     first = STATISTICS_SAMPLES + (spec.seed * 100_000 + generation) * most
-    end = STATISTICS_SAMPLES + (spec.seed * 100_000 + spec.generations) * most
+    end = STATISTICS_SAMPLES + (spec.seed * 100_000 + sum(s.generations for s in plan)) * most
     refs = []
     for task in stage.train:
         there = size(task, "train")

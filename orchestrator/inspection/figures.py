@@ -1,4 +1,4 @@
-"""The figures of `namm inspect` from what a memory held of some prompts. Knows no model, files or pictures."""
+"""The figures of `namm inspect`, from what a memory held of some prompts. Knows no model, files or pictures."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:  # imports torch
 
 AGE_BINS = 48
 KINDS = ("facts", "filler", "question", "relevant", "other")
-"""In this order, where they occur."""
+"""Kinds of token, in the order of their rows; those that do not occur have none."""
 
 
 def summarise(readings: Sequence[Reading], sensitivity: Sensitivity, config: NammConfig) -> dict[str, Any]:
     """The mapping of `inspection.json`.
 
-    Fractions are means over prompts of equal weight, but for those by age and by kind, where every token counts the
-    same. `judged` leaves out the tokens behind a prompt's last update, which are held because no update has seen them;
-    it is None where there are no others. Raises ValueError without readings.
+    Fractions are means over prompts, which have equal weight; by age and by kind, tokens have equal weight. `judged`
+    leaves out the tokens behind a prompt's last update, which are held because no update has seen them; it is None if
+    there are no others. Raises ValueError without readings.
     """
     if not readings:
         raise ValueError("there is nothing to look at: give at least one sample")
@@ -54,7 +54,10 @@ def summarise(readings: Sequence[Reading], sensitivity: Sensitivity, config: Nam
 
 
 def feature_names(config: NammConfig) -> list[str]:
-    """Of a token's embedding, in its order; a period is in tokens, a frequency in cycles for `n_fft` queries."""
+    """Names of a token's features, in the order of its embedding.
+
+    A period is in tokens, a frequency in cycles per `n_fft` queries.
+    """
     half = config.age_dim // 2
     periods = [2 * math.pi * float(config.age_max_period) ** (j / half) for j in range(half)]
     ages = [f"{kind} of age, period {period:,.0f}" for kind in ("sine", "cosine") for period in periods]
@@ -62,7 +65,7 @@ def feature_names(config: NammConfig) -> list[str]:
 
 
 def _by_age(readings: Sequence[Reading]) -> dict[str, Any]:
-    """Held fraction of each layer in bins of age (0 is a prompt's last token); bins are [edge, next edge)."""
+    """Held fraction of each layer by age, which is 0 for a prompt's last token; bins are [edge, next edge)."""
     longest = max(len(r.tokens) for r in readings)
     width = max(1, -(-longest // AGE_BINS))
     bins = -(-longest // width)
@@ -82,6 +85,7 @@ def _by_age(readings: Sequence[Reading]) -> dict[str, Any]:
 
 
 def _by_kind(readings: Sequence[Reading]) -> dict[str, Any]:
+    """Held fraction by kind of token, over all layers and heads."""
     share = np.concatenate([r.held.mean(axis=(0, 1)) for r in readings])
     kinds = np.concatenate([np.array(r.kinds, dtype=object) for r in readings])
     judged = np.concatenate([np.arange(len(r.tokens)) < r.judged for r in readings])

@@ -15,11 +15,11 @@ from matplotlib.ticker import MaxNLocator
 
 from orchestrator.report.pictures import BLUE, DPI, GREY, ORANGE
 
-TITLE = {"fontsize": 13, "fontweight": "bold"}
+TITLE: dict[str, Any] = {"fontsize": 13, "fontweight": "bold"}
 
 
 def draw(found: Mapping[str, Any], folder: Path) -> dict[str, Path]:
-    """Draws all four pictures into `folder`; returns their paths by what they show, in order."""
+    """Draws all four pictures into `folder`; returns their paths by title, in order."""
     parts = {
         "Kept fraction by layer and head": ("heads.png", heads),
         "Kept fraction by token age": ("ages.png", ages),
@@ -32,7 +32,7 @@ def draw(found: Mapping[str, Any], folder: Path) -> dict[str, Path]:
 
 
 def heads(found: Mapping[str, Any], path: Path) -> None:
-    """Kept fraction of each layer and KV head."""
+    """Draws the kept fraction of each layer and KV head."""
     kept = np.array(found["kept_by_head"])
     layers, count = kept.shape
     figure = Figure(figsize=(min(3.2 + 0.7 * count, 12), min(1.8 + 0.45 * layers, 12)), layout="constrained")
@@ -52,7 +52,7 @@ def heads(found: Mapping[str, Any], path: Path) -> None:
 
 
 def ages(found: Mapping[str, Any], path: Path) -> None:
-    """Kept fraction by age, each layer and their mean."""
+    """Draws the kept fraction by age, of each layer and on average."""
     by_age = found["kept_by_age"]
     edges, layers = np.array(by_age["edges"]), np.array(by_age["layers"])
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -79,7 +79,7 @@ def ages(found: Mapping[str, Any], path: Path) -> None:
 
 
 def kinds(found: Mapping[str, Any], path: Path) -> None:
-    """Kept fraction of each kind of token: of all, and of those that an update has judged."""
+    """Draws the kept fraction of each kind of token: of all tokens, and of those that an update has judged."""
     by_kind = found["kept_by_kind"]
     names = list(by_kind)
     figure = Figure(figsize=(9, 1.6 + 0.62 * len(names)), layout="constrained")
@@ -106,7 +106,7 @@ def kinds(found: Mapping[str, Any], path: Path) -> None:
 
 
 def sensitivity(found: Mapping[str, Any], path: Path) -> None:
-    """Mean |d score / d feature|: ages in one panel, frequencies in the other, on one scale; a dot is a layer."""
+    """Draws the mean |d score / d feature|: ages in one panel, frequencies in the other; dots are layers."""
     names = found["sensitivity"]["features"]
     mean, layers = np.array(found["sensitivity"]["mean"]), np.array(found["sensitivity"]["layers"])
     split = next(i for i, name in enumerate(names) if name.startswith("frequency"))

@@ -1,7 +1,7 @@
-"""What an evolution takes, computed from shapes: GPU memory, time a generation, journal, prompts.
+"""What an evolution takes, computed from shapes: GPU memory, time per generation, journal, prompts.
 
-Pure arithmetic, nothing is loaded; the formulas with their symbols stand in docs/operations.md, and tests hold them
-against a small model's real bytes and FLOP. No GPU was measured: what share of a GPU's peak is reached is assumed.
+Pure arithmetic; nothing is loaded. The formulas are in docs/operations.md with their symbols, and tests compare them
+with a small model's real bytes and FLOP. No GPU was measured: the share of a GPU's peak that is reached is assumed.
 Knows no files and no jobs' settings.
 """
 
@@ -16,9 +16,7 @@ from namm_core.config import NammConfig
 
 GIB = 2**30
 PENDING = 15
-"""Most queries of an unfinished hop that are held."""
-THETA = 4172
-"""Parameters of the memory."""
+"""Largest number of queries that are held because their hop is not finished."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +31,19 @@ class Model:
     mlp: int = 14336
     vocabulary: int = 128_256
     bytes: int = 2
-    """Of a number: 2 for bfloat16, 4 for float32."""
+    """Bytes of one number: 2 for bfloat16, 4 for float32."""
     tied: bool = False
-    """Whether the language-model head is the embedding."""
+    """Whether the language-model head shares the embedding's weights."""
 
     @property
     def linear(self) -> int:
-        """Parameters of the linear layers without embedding and language-model head: each costs 2 FLOP a token."""
+        """Parameters of the linear layers, without embedding and language-model head; each costs 2 FLOP per token."""
         attention = 2 * self.hidden * self.head * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.mlp)
 
     @property
     def parameters(self) -> int:
-        """All of them (embedding and language-model head apart unless tied; norms left out)."""
+        """All parameters but those of norms; embedding and language-model head count once if tied."""
         return self.linear + (2 - self.tied) * self.vocabulary * self.hidden
 
     @property
@@ -56,44 +54,44 @@ class Model:
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of it."""
+    """What is asked of the model."""
 
     tokens: int = 32_768
-    """Of a prompt."""
+    """Tokens of a prompt."""
     kept: float = 0.3
-    """Kept fraction right after an update; while a layer computes, it is as wide as its fullest head."""
+    """Fraction that is stored right after an update; while a layer computes, its heads are as wide as the fullest."""
     rows: int = 1
-    """candidates_per_call x samples_per_call: rows of one batch."""
+    """Rows of one batch: candidates_per_call x samples_per_call."""
     population: int = 64
     samples: int = 192
-    """Of a generation, over all tasks."""
+    """Samples of a generation, over all tasks."""
     answer: float = 32
-    """Tokens decoded greedily; a mean may lie between two whole numbers."""
+    """Tokens that are decoded greedily; a mean need not be a whole number."""
     reference: int = 8
-    """Tokens of the reference answer, which are fed in one call."""
+    """Tokens of the reference answer, which is fed in one call."""
     memory: NammConfig = field(default_factory=NammConfig)
 
     def blocks(self) -> Iterator[tuple[int, float]]:
-        """(new tokens, columns held with them) of each block of a prompt."""
+        """For each block of a prompt: its new tokens, and the columns that are held with them."""
         for start in range(0, self.tokens, self.memory.update_interval):
             new = min(self.memory.update_interval, self.tokens - start)
             yield new, self.kept * start + new
 
     @property
     def end_to_end(self) -> bool:
-        """Whether heads hold different numbers of tokens, stored end to end."""
+        """Whether heads hold different numbers of tokens, and are stored end to end."""
         return self.memory.selection == "ragged" and self.kept < 1
 
     @property
     def held(self) -> float:
-        """Tokens held right after the prompt, a tail behind the last update whole."""
+        """Tokens held right after the prompt; the tail behind the last update is held whole."""
         tail = self.tokens % self.memory.update_interval
         return self.kept * (self.tokens - tail) + tail
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU's data sheet and how much of it is assumed to be reached; the defaults are an H100 SXM."""
+    """A GPU's data sheet, and the share of it that is assumed to be reached; the defaults are an H100 SXM."""
 
     tensor: float = 989.0
     """Peak TFLOP/s in the model's precision, dense."""
@@ -109,13 +107,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the GPUs of one worker."""
+    """Bytes on the GPUs of one worker, at the moments at which each part is largest."""
 
     weights: float
     cache: float
     """Keys and values held after the prompt."""
     state: float
-    """What the memory holds of the same tokens."""
+    """What the memory holds for the same tokens."""
     attention: float
     """Activations inside attention at the last block of the last layer."""
     mlp: float
@@ -125,13 +123,13 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """At the worst moment."""
+        """Bytes at the worst moment."""
         return self.weights + self.cache + self.state + max(self.attention, self.mlp, self.decode)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one evaluation (one row) takes."""
+    """What one evaluation (one row of a batch) takes."""
 
     linear: float
     """FLOP of the linear layers."""
@@ -148,12 +146,12 @@ class Work:
 
 
 def state_bytes(model: Model, job: Job, pending: int) -> int:
-    """Bytes that the memory holds of one token in one KV head: average, carried and pending queries, position."""
+    """Bytes that the memory holds for one token in one KV head: average, carried and pending queries, position."""
     return 4 * job.memory.frequencies + min(model.bytes, 4) * (job.memory.hop + pending) + 4
 
 
 def memory(model: Model, job: Job) -> Memory:
-    """Bytes of a worker that evaluates `job.rows` rows at a time."""
+    """Bytes on the GPUs of a worker that evaluates `job.rows` rows at a time."""
     heads = job.rows * model.layers * model.kv_heads
     cache = job.rows * model.token * job.held
     state = heads * job.held * state_bytes(model, job, job.tokens % job.memory.hop)
@@ -183,7 +181,7 @@ def memory(model: Model, job: Job) -> Memory:
 
 
 def work(model: Model, job: Job) -> Work:
-    """What one row of a batch takes, with a memory."""
+    """What one row of a batch takes if it has a memory."""
     whole = [columns for new, columns in job.blocks() if new == job.memory.update_interval]
     seen = sum(new * columns for new, columns in job.blocks())
     masked = sum(new * (columns if job.end_to_end else new) for new, columns in job.blocks())
@@ -212,13 +210,13 @@ def work(model: Model, job: Job) -> Work:
 
 
 def _pair_bytes(model: Model) -> int:
-    """Bytes moved for a (query, key) of a KV head: logits, softmax, weights for each query head, their sum."""
+    """Bytes moved per (query, key) of a KV head: logits, softmax, weights of each query head, their sum."""
     groups = model.heads // model.kv_heads
     return groups * (16 if model.bytes == 4 else 4 * model.bytes + 16) + max(12 * (groups - 1), 8)
 
 
 def _step_bytes(model: Model, job: Job) -> int:
-    """Bytes moved for each key that a KV head holds, when one token is decoded."""
+    """Bytes moved per key that a KV head holds, when one token is decoded."""
     own, state = 2 * model.head * model.bytes, state_bytes(model, job, PENDING // 2)
     # Keys and values are copied with the new one, and read; the state is copied, its pending queries to float32 and
     # back; positions, and every 16 steps the spectrogram of a hop.
@@ -228,13 +226,13 @@ def _step_bytes(model: Model, job: Job) -> int:
 
 
 def _decode(model: Model, job: Job, of_key: float) -> float:
-    """Bytes moved while the reference is fed at once and an answer of which it knows nothing token by token."""
+    """Bytes moved while the reference answer is fed at once, and an answer of its own is decoded token by token."""
     steps = job.answer - 1 + (job.reference > 1)
     return steps * (model.bytes * model.parameters / job.rows + model.layers * model.kv_heads * job.held * of_key)
 
 
 def seconds(one: Work, gpu: Gpu) -> float:
-    """Of one evaluation on one GPU: one kernel after the other."""
+    """Seconds of one evaluation on one GPU, whose kernels run one after the other."""
     tensor = (one.linear + one.attention) / (gpu.tensor * gpu.of_peak)
     scalar = one.memory / (gpu.scalar * gpu.of_peak)
     moved = (one.own_traffic + one.traffic + one.decode) / (gpu.bandwidth * gpu.of_bandwidth)
@@ -242,7 +240,7 @@ def seconds(one: Work, gpu: Gpu) -> float:
 
 
 def full_seconds(model: Model, job: Job, gpu: Gpu) -> float:
-    """Of one evaluation with the full cache, whose attention is fused and sees half of the square."""
+    """Seconds of one evaluation with the full cache, whose fused attention computes half of the square."""
     whole = dataclasses.replace(job, kept=1.0)
     made = work(model, whole)
     attention = 2 * model.layers * model.heads * model.head * job.tokens**2
@@ -251,16 +249,16 @@ def full_seconds(model: Model, job: Job, gpu: Gpu) -> float:
 
 
 def generation_seconds(model: Model, job: Job, gpu: Gpu, gpus: int) -> float:
-    """Of the search alone: all candidates and their mean with a memory, the full cache once."""
+    """Seconds of a generation of the search: all candidates and their mean with a memory, the full cache once."""
     one = seconds(work(model, job), gpu)
     return job.samples * ((job.population + 1) * one + full_seconds(model, job, gpu)) / gpus
 
 
 def journal_bytes(model: Model, prediction: int) -> int:
-    """Of one result: names and numbers, a kept fraction for each layer, the answer's text."""
+    """Bytes of one result: names and numbers, a kept fraction for each layer, the answer's text."""
     return 220 + 21 * model.layers + prediction
 
 
 def prompt_bytes(job: Job) -> int:
-    """Of one prompt in Redis: token ids of 4 bytes, answers as text of 4 bytes a character, headers."""
+    """Bytes of one prompt in Redis: token ids of 4 bytes, answers as text of 4 bytes a character, headers."""
     return 4 * (job.tokens + job.reference) + 600

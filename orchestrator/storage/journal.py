@@ -1,9 +1,9 @@
 """What is durable in a run: every score as it arrives, and every generation as it is told.
 
 A score is a pure function of (policy, sample, model, tasks), so the journal is a memo: a job that starts again asks
-the same questions in the same order, finds the answers here, and goes on where it stopped. Lines are appended,
-never changed, and on disk before anybody acts on them; each carries a checksum, and a torn or damaged one is left
-out with a warning (what it held is computed again).
+the same questions in the same order, finds the answers here, and goes on where it stopped. Lines are appended, never
+changed, and on disk before anybody acts on them. Each carries a checksum; a torn or damaged line is left out with a
+warning, and what it said is computed again. Knows nothing of how results come about.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import zlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from workers.unit import PolicySpec, SampleRef, SampleResult
 logger = logging.getLogger(__name__)
 
 FILE = "journal.jsonl"
+"""Its name in the run folder."""
 
 
 def policy_key(policy: PolicySpec) -> str:
@@ -39,10 +41,11 @@ def policy_key(policy: PolicySpec) -> str:
 
 
 BASE = policy_key(PolicySpec("full"))
+"""The full cache's key."""
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a live job holds the run folder."""
+    """Whether a live job has the run folder."""
     try:
         with (folder / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -54,7 +57,7 @@ def in_use(folder: Path) -> bool:
 
 
 class Lock:
-    """Holds a run folder for one live job. Raises ValueError when another one holds it."""
+    """Reserves a run folder for one live job, until closed. Raises ValueError when another live job has it."""
 
     def __init__(self, folder: Path) -> None:
         self._file = (folder / "lock").open("w")
@@ -65,15 +68,15 @@ class Lock:
             raise ValueError(f"{folder} is in use by a live job; wait for it or choose another name") from None
 
     def close(self) -> None:
-        """Gives the folder free."""
+        """Releases the folder."""
         self._file.close()
 
 
 class Journal:
-    """Results by policy and sample, generations told, and what else a job must find again.
+    """Results by policy and sample, the generations told, and what else a job must find again.
 
-    folder: the run's, which the caller has locked; job: digest of what the scores depend on beyond policy and
-    sample. Raises ValueError when the folder's journal belongs to another job.
+    folder: the run's, which the caller has locked; job: digest of what scores depend on besides policy and sample.
+    Raises ValueError, one line, when the folder's journal belongs to another job.
 
     Attributes:
         told: records of the generations told so far, an unbroken sequence.
@@ -87,6 +90,8 @@ class Journal:
         self._facts: dict[str, Any] = {}
         self._results: dict[SampleRef, dict[str, SampleResult]] = {}
         self._count = 0
+        self._named = False
+        """Whether a line said that the journal is this job's."""
         good = self._read(job)
         self._file = self.path.open("r+b" if self.path.exists() else "w+b")
         self._file.truncate(good)  # a torn tail would make the next line unreadable
@@ -108,9 +113,12 @@ class Journal:
             self._write([{"policy": policy, **vars(result)} for policy, result in fresh])
         return [result for _, result in fresh]
 
-    def tell(self, record: dict[str, Any], settled: list[SampleRef]) -> None:
-        """Writes a generation's record; results of `settled` samples, which nobody asks for again, leave memory, but
-        for the full cache's: it is asked again where a small set of samples comes round."""
+    def tell(self, record: dict[str, Any], settled: Sequence[SampleRef]) -> None:
+        """Writes a generation's record.
+
+        settled: samples whose results nobody asks for again; they leave memory. Those of the full cache stay: they are
+        asked for again where a small set of samples comes round.
+        """
         self._write([{"told": record, "settled": settled}])
         self.told.append(record)
         self._settle(settled)
@@ -120,8 +128,8 @@ class Journal:
         self._write([{"quarantined": samples, "reason": reason}])
         self.quarantined.update(dict.fromkeys(samples, reason))
 
-    def fact(self, name: str, make) -> Any:
-        """The value that was recorded under `name`; where there is none, `make()` (JSON values), recorded."""
+    def fact(self, name: str, make: Callable[[], Any]) -> Any:
+        """The value recorded under `name`; where there is none yet, that of `make()` (JSON values) is recorded."""
         if name not in self._facts:
             value = make()
             self._write([{"fact": name, "value": value}])
@@ -140,7 +148,7 @@ class Journal:
         self._count += 1
         return True
 
-    def _settle(self, samples) -> None:
+    def _settle(self, samples: Iterable[Sequence]) -> None:
         for task, split, index in samples:
             known = self._results.pop(ref := SampleRef(task, split, index), {})
             if BASE in known:
@@ -157,7 +165,6 @@ class Journal:
         if not self.path.exists():
             return 0
         good = damaged = 0
-        self._named = False
         with self.path.open("rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):

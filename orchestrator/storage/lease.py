@@ -22,14 +22,18 @@ OWNER = "owner.json"
 
 
 class Lost(Exception):
-    """The lease is in other hands."""
+    """Another job has taken the lease; one line says which."""
 
 
 class Lease:
-    """Who may write at a URL: `owner.json`, renewed every `beat` seconds. Times are in seconds.
+    """The right to write at a URL: the file `owner.json` there, renewed every `beat` seconds.
 
-    It keeps two jobs from doing the same work twice. That they hurt nothing in the moments when both believe to
-    hold it is owed to the pieces' names.
+    A job on another machine that has not renewed it for `dead_after` seconds counts as dead. The lease keeps two jobs
+    from doing the same work twice. For moments, both may believe that they hold it; that does no harm, since what they
+    write has names of its own (`remote_journal.Piece`).
+
+    Attributes:
+        renewed: when it was last written, on the monotonic clock, in seconds; -inf: look before the next write.
     """
 
     def __init__(self, store: Store, beat: float, dead_after: float) -> None:
@@ -38,6 +42,11 @@ class Lease:
         self.renewed = float("-inf")
 
     def take(self) -> None:
+        """Takes the lease for this job.
+
+        Raises Refused where a live job holds it, and what the store raises. May listen for 1.5 beats before it takes
+        over from a job on another machine.
+        """
         owner = self._read()
         if owner and self._lives(owner):
             age = max(time.time() - owner["time"], 0)
@@ -55,7 +64,10 @@ class Lease:
             raise Refused(f"storage {self._store.label} was taken by another job{other} just now; let one of them run")
 
     def renew(self) -> bool:
-        """Renews where it is time to; False where the URL holds no lease any more: it was emptied. Raises Lost."""
+        """Renews the lease when a beat has passed; False where it was gone from the URL, which was then emptied.
+
+        Raises Lost where another job has taken it, and what the store raises.
+        """
         if time.monotonic() - self.renewed < self._beat:
             return True
         owner = self._read()
@@ -71,7 +83,7 @@ class Lease:
         return owner is not None
 
     def release(self) -> None:
-        """Leaves a note that nobody holds it: no file at all would mean that the URL was emptied."""
+        """Marks the lease as free. The file stays: without one, the URL would seem to have been emptied."""
         owner = self._read()
         if owner and owner["id"] == self._id:
             self._write(released=True)
@@ -93,9 +105,9 @@ class Lease:
 
     def _read(self) -> dict | None:
         data = self._store.read(OWNER)
-        with suppress(ValueError, TypeError):
-            owner = json.loads(data)
-            if {"id", "host", "machine", "pid", "time", "released"} <= owner.keys():
+        with suppress(ValueError):  # damaged
+            owner = json.loads(data or b"null")
+            if isinstance(owner, dict) and {"id", "host", "machine", "pid", "time", "released"} <= owner.keys():
                 return owner
         return None
 

@@ -1,6 +1,7 @@
 """Keeps a run folder twice: where the job works, and at an fsspec URL that outlives the machine.
 
-The job works in its local folder and never waits for the URL; a thread carries over what is new.
+The job works in its local folder and never waits for the URL; a thread carries over what is new. Knows nothing of what
+the files say, but for the journal, which only ever grows.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from orchestrator.messages import first_line
+from orchestrator.storage import files
 from orchestrator.storage.lease import OWNER, Lease, Lost
-from orchestrator.storage.object_store import Store, replace
+from orchestrator.storage.object_store import Store
 from orchestrator.storage.remote_journal import Piece, RemoteJournal
 
 logger = logging.getLogger(__name__)
@@ -41,9 +43,9 @@ def fetch(url: str, name: str) -> bytes | None:
 class Mirror:
     """Makes a run folder survive the loss of its machine: restores it from a URL, then keeps the URL up to date.
 
-    Making one takes the URL for this job and restores what the folder lacks, so it comes before the folder's journal
-    is opened, and is closed after that is closed. Where the two journals differ, the one that goes further wins, and
-    its side's other files with it; a local journal that went another way is set aside, not lost.
+    Making one takes the URL for this job and restores what the folder lacks: make it before the folder's journal is
+    opened, and close it after the journal is closed. Where the two journals differ, the longer one wins, and its
+    side's other files with it; a local journal that contradicts the URL's is set aside, not lost.
 
     Args:
         folder: the run's local one.
@@ -54,7 +56,7 @@ class Mirror:
         on_lost: called, in the mirror's thread, with the line that `lost` then holds.
 
     Attributes:
-        lost: None, or the line that says that another job took the URL; the mirror is then still for good.
+        lost: None, or the line that says that another job took the URL; the mirror then does nothing more.
 
     Raises ValueError, one line, where the URL cannot be used or a live job uses it.
     """
@@ -82,7 +84,11 @@ class Mirror:
         self._stamps: dict[str, tuple[int, int]] = {}  # of other files there, as the local ones were
         self._looked = float("-inf")
         self._failing = self._stopped = False
-        self._asked = self._done = self._waiting = 0
+        self._asked = 0
+        """Flushes asked for; `_tried` and `_done` say how many of them the thread has begun and finished."""
+        self._tried = self._done = 0
+        self._waiting = 0
+        """Callers that wait in `flush` now."""
         self._changed = threading.Condition()
         with self._store.plainly():
             self._store.make_root()
@@ -109,7 +115,7 @@ class Mirror:
         return journal.stat().st_size - self._journal.sent if journal.exists() else 0
 
     def flush(self, patience: float) -> bool:
-        """Waits up to `patience` seconds until all that was written before is at the URL; whether it is."""
+        """Waits up to `patience` seconds until everything written so far is at the URL; returns whether it is."""
         with self._changed:
             self._asked += 1
             self._waiting += 1
@@ -120,7 +126,7 @@ class Mirror:
             return self._done >= mine
 
     def close(self, patience: float = 30.0) -> bool:
-        """Uploads the rest within `patience` seconds and gives the URL free; whether all is there."""
+        """Uploads the rest within `patience` seconds and releases the URL; returns whether everything is there."""
         if not self._thread.is_alive():
             return self.lost is None and self.behind == 0
         done = self.flush(patience)
@@ -145,7 +151,7 @@ class Mirror:
             path = self._folder / name
             if (behind or not path.exists()) and (data := self._store.read(name)) is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                replace(path, data)
+                files.write(path, data)
                 self._stamps[name] = _stamp(path)
                 restored += 1
                 self._renew()
@@ -156,14 +162,14 @@ class Mirror:
     # Then: what the URL lacks
 
     def _work(self) -> None:
-        pause, tried = 0.0, 0
+        pause = 0.0
         while True:
             with self._changed:
                 wait = self._every if not pause else 0.5 if self._waiting else pause
-                self._changed.wait_for(lambda tried=tried: self._stopped or self._asked > tried, wait)
-                tried, stopped = self._asked, self._stopped
+                self._changed.wait_for(lambda: self._stopped or self._asked > self._tried, wait)
+                self._tried, stopped = self._asked, self._stopped
             try:
-                self._upload(everything=tried > self._done or stopped)
+                self._upload(everything=self._tried > self._done or stopped)
                 pause = 0.0
                 if stopped:
                     self._lease.release()
@@ -173,7 +179,7 @@ class Mirror:
                 self._fail(error)
                 pause = min(max(2 * pause, 0.5), self.SLOWEST_RETRY)
             else:
-                self._succeed(tried)
+                self._succeed()
             if stopped:
                 return
 
@@ -212,12 +218,12 @@ class Mirror:
         self._failing = True
         self._lease.renewed = float("-inf")  # somebody may have taken it meanwhile: look before the next write
 
-    def _succeed(self, tried: int) -> None:
+    def _succeed(self) -> None:
         if self._failing:
             logger.warning("storage %s is back and has all", self._store.label)
         self._failing = False
         with self._changed:
-            self._done = tried
+            self._done = self._tried
             self._changed.notify_all()
 
     def _give_up(self, reason: str) -> None:

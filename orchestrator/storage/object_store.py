@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,19 +11,28 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from orchestrator.messages import first_line
+from orchestrator.storage import files
 from workers.masking import masked_url
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 _REAL_FOLDERS = {"file", "local", "sftp", "ssh", "smb", "hdfs", "webhdfs", "arrow_hdfs"}
-# Elsewhere a folder needs no making, and the attempt would make a bucket of a misspelt name.
+# Elsewhere folders need not be made, and trying to would make a bucket of a misspelt name.
 
 
 class Refused(ValueError):
-    """One line that says what to do."""
+    """The URL may not be used by this job; one line says what to do."""
 
 
 class Store:
-    """Whole objects below one URL. Raises ValueError where fsspec cannot make anything of the URL."""
+    """Whole objects below one URL, by name. Raises ValueError, one line, where fsspec cannot use the URL.
+
+    All other methods raise what the store raises; `plainly` turns that into one line.
+
+    Attributes:
+        label: the URL without credentials, for messages.
+        root: what fsspec calls the place that the URL names.
+        local: whether that is a folder of this machine.
+    """
 
     def __init__(self, url: str) -> None:
         self.label = masked_url(url)
@@ -61,6 +69,7 @@ class Store:
             ) from None
 
     def make_root(self) -> None:
+        """Makes the folder that the URL names, where the store has folders."""
         if self._protocol in _REAL_FOLDERS:
             self._fs.makedirs(self.root, exist_ok=True)
 
@@ -76,12 +85,17 @@ class Store:
         return {name: size for name, size in names.items() if name}
 
     def read(self, name: str) -> bytes | None:
+        """An object's content; None where there is no such object."""
         try:
             return self._fs.cat_file(f"{self.root}/{name}")
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
+        """Puts an object there, whole or not at all, in the place of one of the same name.
+
+        Raises FileNotFoundError where the root is a folder that is gone.
+        """
         try:
             self._put(f"{self.root}/{name}", data)
         except FileNotFoundError:
@@ -94,21 +108,12 @@ class Store:
             self._put(f"{self.root}/{name}", data)
 
     def remove(self, names: Iterable[str]) -> None:
+        """Removes objects, which must be there."""
         if paths := [f"{self.root}/{name}" for name in names]:
             self._fs.rm(paths)
 
     def _put(self, path: str, data: bytes) -> None:
         if self.local:
-            replace(Path(path), data, self._mark)
+            files.write(Path(path), data, mark=self._mark)
         else:
             self._fs.pipe_file(path, data)
-
-
-def replace(path: Path, data: bytes, mark: str = "") -> None:
-    """Writes a file whole or not at all, and to disk."""
-    part = path.with_name(f"{path.name}{mark}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -1,7 +1,7 @@
 """The journal at a URL: a chain of immutable pieces, each named by where it begins, its length and its digest.
 
-Object stores have neither append nor rename; like this a torn piece is recognised, and two writers cannot overwrite
-each other. Knows that the journal is lines that are only ever appended, not what they say.
+Object stores have neither append nor rename. With such names a torn piece is recognised, and two writers cannot
+overwrite each other. Knows that the journal consists of lines that are only ever appended, not what they say.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.storage.object_store import Refused, Store
 logger = logging.getLogger(__name__)
 
 PIECE_BYTES = 8 * 2**20
-"""Most that one piece takes, so that the sign of life is never late for long."""
+"""Largest size of a piece: no transfer keeps the lease from being renewed for long."""
 MERGE_EVERY = 256
 """Small pieces in a row that are put together into one: a job of days makes hundreds of objects, not 100,000."""
 
@@ -40,24 +40,28 @@ class Piece:
 
     @property
     def end(self) -> int:
+        """Offset of the first byte behind it."""
         return self.start + self.length
 
     @property
     def name(self) -> str:
+        """Of its object at the URL."""
         return f"journal/{self.start:012d}-{self.length:09d}-{self.digest}.jsonl"
 
     @staticmethod
     def of(start: int, data: bytes) -> Piece:
+        """The piece that has this content and begins at offset `start`."""
         return Piece(start, len(data), hashlib.blake2b(data, digest_size=8).hexdigest())
 
     @staticmethod
     def parse(name: str) -> Piece | None:
+        """The piece that an object's name stands for; None where it is not the name of a piece."""
         match = re.fullmatch(r"journal/(\d{12})-(\d{9})-([0-9a-f]{16})\.jsonl", name)
         return Piece(int(match[1]), int(match[2]), match[3]) if match else None
 
 
 def chain(pieces: Iterable[Piece]) -> list[Piece]:
-    """The pieces that follow each other from offset 0 and reach farthest; of equals the longest first."""
+    """The pieces that follow one another from offset 0 and reach farthest, in as few steps as possible."""
     reach: dict[int, int] = {}
     follow: dict[int, Piece] = {}
     for piece in sorted(pieces, reverse=True):
@@ -72,7 +76,7 @@ def chain(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 class RemoteJournal:
-    """The journal at the URL, piece by piece, and what it has to do with the local one at `path`.
+    """The journal at the URL, piece by piece, and how it relates to the local one at `path`.
 
     renew: called between two transfers.
 
@@ -85,14 +89,14 @@ class RemoteJournal:
         self.forget()
 
     def forget(self) -> None:
-        """Nothing is at the URL any more."""
+        """Takes note that nothing is at the URL any more."""
         self.sent = 0
         self._small: list[Piece] = []  # the last pieces there, not yet merged
 
     def restore(self, listing: dict[str, int]) -> bool:
-        """Brings the local journal as far as the URL's; whether that went further than ours.
+        """Brings the local journal as far as the URL's; returns whether the URL's went further.
 
-        listing: sizes by name of all that is at the URL.
+        listing: size in bytes by name, of everything at the URL. Raises Refused where it holds another run's journal.
         """
         pieces = [piece for name in listing if (piece := Piece.parse(name))]
         good = [piece for piece in pieces if listing[piece.name] == piece.length]
@@ -169,7 +173,10 @@ class RemoteJournal:
             logger.warning(text, self._store.label, lost)
 
     def upload(self) -> None:
-        """Carries over the whole lines that were added since the last time, as one piece where they are not many."""
+        """Carries over the whole lines that were added since the last call, as one piece unless they are many.
+
+        Raises what the store raises; what was carried over until then counts.
+        """
         while data := self._read(self.sent, PIECE_BYTES):
             data = data[: data.rfind(b"\n") + 1]
             if not data:

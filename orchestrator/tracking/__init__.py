@@ -1,1 +1,1 @@
-"""MLflow."""
+"""What MLflow is told about a run."""

@@ -1,7 +1,9 @@
-"""Sends messages to MLflow in order, from a thread of its own, so that nobody waits for a slow or lost store.
+"""Sends messages to MLflow in order, from a separate thread, so that nobody waits for a slow or lost store.
 
 Knows nothing of what the messages say.
 """
+
+from __future__ import annotations
 
 import logging
 import threading
@@ -14,15 +16,18 @@ from orchestrator.messages import first_line, root_cause
 logger = logging.getLogger(__name__)
 
 
-class Sender:
-    """Sends messages in order from a thread of its own; keeps them while the store is lost."""
+class Outbox:
+    """Sends messages in order from a separate thread, and keeps them while the store is lost.
+
+    address: of the store, for log lines; may_pass: whether a message that failed with this error may succeed later. A
+    message that fails otherwise is dropped, with a warning.
+    """
 
     SLOWEST_RETRY = 15.0  # seconds
 
-    def __init__(self, address: str, may_pass: Callable[[Exception], bool]):
-        """address: for messages; may_pass: whether what failed with this error may be taken later."""
+    def __init__(self, address: str, may_pass: Callable[[Exception], bool]) -> None:
         self._address, self._may_pass = address, may_pass
-        self._queue: deque[tuple[str, Callable[[], None]]] = deque()
+        self._queue: deque[tuple[str, Callable[[], object]]] = deque()
         self._changed = threading.Condition()
         self._failed_at: float | None = None
         self._stopped = self._hurry = False
@@ -32,14 +37,17 @@ class Sender:
 
     @property
     def pending(self) -> int:
+        """Number of messages that are not sent yet."""
         return len(self._queue)
 
-    def put(self, what: str, call: Callable[[], None]) -> None:
+    def put(self, what: str, call: Callable[[], object]) -> None:
+        """Queues a message and returns at once. what: its name in warnings; call: sends it, or raises."""
         with self._changed:
             self._queue.append((what, call))
             self._changed.notify_all()
 
     def drain(self, patience: float) -> bool:
+        """Waits until everything is sent (True), or until the store has been lost for `patience` seconds (False)."""
         start = time.monotonic()
         with self._changed:
             self._hurry = True
@@ -53,6 +61,7 @@ class Sender:
             return not self._queue
 
     def stop(self) -> None:
+        """Ends the thread; what is not sent by then never is."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

@@ -1,9 +1,12 @@
-"""What only its owner should know, kept out of records and messages. Knows nothing of where they go."""
+"""Keeps secrets out of what is recorded. Knows nothing of where records go."""
+
+from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from workers.masking import masked_url
 
@@ -13,15 +16,16 @@ _SECRET_WORDS = re.compile(
 )
 
 
-def without_secrets(value, name: str = ""):
-    """`value` (nested mappings and sequences) with what only its owner should know replaced by ***.
+def without_secrets(value: Any, name: str = "") -> Any:
+    """`value` (nested mappings, sequences and dataclasses, which become mappings) with its secrets replaced by ***.
 
-    Secret is what stands under a name like password, token or api_key, and the credentials in a URL.
+    Secret are values under a name like password, token or api_key, and the credentials in URLs. name: under which the
+    value itself stands.
     """
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).lower()
     if value not in (None, "") and not isinstance(value, bool) and _SECRET_WORDS.search(snake):
         return "***"
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {key: without_secrets(item, str(key)) for key, item in value.items()}

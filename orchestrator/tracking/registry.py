@@ -1,6 +1,7 @@
-"""A saved NAMM as a version of a registered model in MLflow, with an alias and its figures. Knows no queue, no retry.
+"""Makes a saved NAMM a version of a registered model in MLflow, with an alias and its figures.
 
-Registering the same files of the same run again changes nothing, so that a message may be sent twice.
+Registering the same files of the same run again changes nothing, so a message may be sent twice. Knows nothing of
+queues and retries.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 DIGEST = "namm.sha256"
-"""Tag of a version: what its files hold."""
+"""Tag of a version: the digest of its files."""
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over configuration and weights of a saved NAMM."""
+    """SHA-256 over the configuration and weights of a saved NAMM, in hexadecimal. Raises OSError."""
     found = hashlib.sha256()
     for name in ("config.json", "model.safetensors"):
         found.update((folder / name).read_bytes())
@@ -33,10 +34,10 @@ def register(
     tags: Mapping[str, str],
     description: str | None = None,
 ) -> str:
-    """Registers the saved NAMM in `folder` as a version of `model` and gives it the alias; returns its number.
+    """Registers the saved NAMM in `folder` as a version of `model`, gives it the alias, and returns its number.
 
-    The files go into a folder of the run that is named after what they hold, so that a version's never change. The
-    version that this run has for the same files is kept, its tags and alias are set anew.
+    The files go into a folder of the run that is named after their digest, so that a version's files never change. If
+    this run has a version with the same files, it is kept, and its tags and alias are set again.
     Raises MlflowException, or OSError when files cannot be read.
     """
     found = digest(folder)

@@ -1,5 +1,7 @@
 """Samples this machine's CPU, memory, disk, network and GPU through MLflow's own monitors. Knows no run."""
 
+from __future__ import annotations
+
 import logging
 import os
 import threading
@@ -15,12 +17,14 @@ logger = logging.getLogger(__name__)
 
 
 class SystemMetrics:
-    """Samples this machine through MLflow's own monitors, under the names that its UI knows.
+    """Samples this machine from a separate thread, under the names that MLflow's UI knows, until stopped.
 
-    MLflow's sampling thread would do, but it ends for good at the first request that fails.
+    send: called in that thread with the values by name, and the step; first_step: the first one, counted up from
+    there. A sample is taken every MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL seconds (10). MLflow's own sampling thread
+    would do, but it ends for good at the first request that fails.
     """
 
-    def __init__(self, send: Callable[[Mapping[str, float], int], None], first_step: int):
+    def __init__(self, send: Callable[[Mapping[str, float], int], None], first_step: int) -> None:
         self._send, self._step = send, first_step
         self._interval = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or 10)  # seconds
         self._monitors = []
@@ -35,6 +39,7 @@ class SystemMetrics:
         self._thread.start()
 
     def stop(self) -> None:
+        """Takes a last sample and ends the thread."""
         self._stop.set()
         self._thread.join(timeout=5)
 

@@ -1,10 +1,11 @@
-"""Tells an MLflow store the story of a job: one run, a batch of metrics a generation, files, system metrics.
+"""Records a job in an MLflow store: one run, a batch of metrics for each generation, files, system metrics.
 
-Nothing here makes the search wait: what is told goes into a queue, and a thread sends it, now or when a lost
-server is back. Knows nothing of what the numbers mean, and never sends a password.
+Nothing here makes the search wait: messages go into a queue, and a thread sends them, at once or when a lost server is
+back. Knows nothing of what the numbers mean, and never sends a password.
 """
 
-import fcntl
+from __future__ import annotations
+
 import json
 import logging
 import math
@@ -12,27 +13,30 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from orchestrator.messages import first_line
-from orchestrator.tracking.outbox import Sender
+from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.redaction import without_secrets
 from orchestrator.tracking.store import check_mlflow, sqlite_file
 from workers.masking import masked_url
 
 # Read by MLflow when it is imported or at each request. Retries are ours; its own would block for minutes.
-for _name, _value in {
+for _variable, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }.items():
-    os.environ.setdefault(_name, _value)
+    os.environ.setdefault(_variable, _value)
 
+from filelock import FileLock  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Metric, Param, RunTag  # noqa: E402
+from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
@@ -63,10 +67,10 @@ _REFUSALS = {
 
 
 class Tracker:
-    """One job's MLflow run. Several may live in one process.
+    """One job's MLflow run. A process may have several.
 
-    A run that is resumed keeps what it has: parameters that changed become tags `resumed.<name>`, and
-    generations already recorded may be told again (they are sent only where they are missing).
+    A run that is resumed keeps what it has: parameters that changed become tags `resumed.<name>`, and generations that
+    are recorded already may be recorded again (only what is missing is sent).
 
     Args:
         uri: MLflow store, http(s)://..., sqlite:///... or another database's (see `store.default_store`).
@@ -75,7 +79,7 @@ class Tracker:
         tags: further labels; "mlflow.note.content" is the description shown in the UI (Markdown).
         artifact_location: folder or URI for the files of a new experiment; None leaves it to the server, or
             takes `mlartifacts` beside an sqlite file.
-        run_id: the run to go on with; one that no longer exists is replaced by a new run, with a warning.
+        run_id: the run to go on with; if it no longer exists, a new run is made, with a warning.
 
     Attributes:
         run_id, experiment_id: MLflow's identifiers.
@@ -115,11 +119,11 @@ class Tracker:
             raise ValueError(f"MLflow at {masked_url(uri)} cannot be used: {first_line(error)}") from None
         self.run_id = run.info.run_id
         self.experiment_id = run.info.experiment_id
-        self._sender = Sender(masked_url(uri), _may_pass)
+        self._outbox = Outbox(masked_url(uri), _may_pass)
         self._send_labels(flattened(params or {}), run.data.params, labels)
         past = [key for key in run.data.metrics if not key.startswith("system/")]
         if past:
-            self._sender.put("the record of earlier generations", lambda: self._read_past(past))
+            self._outbox.put("the record of earlier generations", lambda: self._read_past(past))
         self._monitor = SystemMetrics(self._send_metrics, first_step)
 
     def generation(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -127,57 +131,61 @@ class Tracker:
         self._send_metrics(metrics, step, once=True)
 
     def metrics_final(self, metrics: Mapping[str, float]) -> None:
-        """Records numbers that belong to the whole job; told again, the last value counts."""
+        """Records numbers that belong to the whole job; of several values under a name, the last one counts."""
         self._send_metrics(metrics, step=0)
 
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Sends the file (or folder) `path` as it is when its turn comes, into the run's `folder`."""
         path = Path(path).absolute()
-        send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        self._sender.put(f"artifact {path.name}", lambda: send(self.run_id, str(path), folder))
+        send: Callable[..., None] = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        self._outbox.put(f"artifact {path.name}", lambda: send(self.run_id, str(path), folder))
 
     def register(
         self, folder: str | Path, model: str, alias: str | None, tags: Mapping[str, str], description: str | None = None
     ) -> None:
-        """Makes a saved NAMM a version of a registered model (see `registry.register`); once, however often told."""
+        """Makes a saved NAMM a version of a registered model; again, with the same files, changes nothing.
+
+        See `registry.register`.
+        """
         path = Path(folder).absolute()
-        self._sender.put(
+        self._outbox.put(
             f"version of the registered model {model}",
             lambda: registry.register(self._client, self.run_id, path, model, alias, tags, description),
         )
 
     def tag(self, name: str, value: str) -> None:
-        """Sets a label of the run, replacing an earlier value."""
+        """Sets a label of the run, in the place of an earlier value."""
         value = str(without_secrets({name: value})[name])[:_TAG_LENGTH]
-        self._sender.put(f"tag {name}", lambda: self._client.set_tag(self.run_id, name, value))
+        self._outbox.put(f"tag {name}", lambda: self._client.set_tag(self.run_id, name, value))
 
     @property
     def pending(self) -> int:
-        """Number of messages told but not yet in the store."""
-        return self._sender.pending
+        """Number of messages that are not in the store yet."""
+        return self._outbox.pending
 
     def flush(self, patience: float = 10.0) -> bool:
-        """Waits until all is sent (True), or until a store has been lost for `patience` seconds (False)."""
-        return self._sender.drain(patience)
+        """Waits until everything is sent (True), or until the store has been lost for `patience` seconds (False)."""
+        return self._outbox.drain(patience)
 
     def finish(self, status: str = "FINISHED", patience: float = 10.0) -> bool:
-        """Ends the run as FINISHED, FAILED or KILLED; waits and answers as `flush` does."""
+        """Ends the run as FINISHED, FAILED or KILLED; waits and returns as `flush` does."""
         if self._finished:
-            return self._sender.pending == 0
+            return self._outbox.pending == 0
         self._finished = True
         self._monitor.stop()
         end = _now()
-        self._sender.put("end of the run", lambda: self._client.set_terminated(self.run_id, status, end))
-        sent = self._sender.drain(patience)
+        self._outbox.put("end of the run", lambda: self._client.set_terminated(self.run_id, status, end))
+        sent = self._outbox.drain(patience)
         if not sent:
             logger.warning(
                 "MLflow did not come back: %d messages are not in its record; resume the job to send them",
-                self._sender.pending,
+                self._outbox.pending,
             )
-        self._sender.stop()
+        self._outbox.stop()
         return sent
 
-    def _resumed(self, run_id: str):
+    def _resumed(self, run_id: str) -> Run | None:
+        """The run to go on with; None where MLflow no longer has it."""
         try:
             run = self._client.get_run(run_id)
         except MlflowException as error:
@@ -202,10 +210,12 @@ class Tracker:
         labels |= {f"resumed.{k}": v for k, v in params.items() if k in known and known[k] != v}
         new = [Param(key, value) for key, value in params.items() if key not in known]
         marks = [RunTag(key[:_KEY_LENGTH], value) for key, value in labels.items()]
-        for what, items in (("params", new), ("tags", marks)):
-            for start in range(0, len(items), _PARAMS_PER_BATCH):
-                batch = {what: items[start : start + _PARAMS_PER_BATCH]}
-                self._sender.put(what, lambda batch=batch: self._client.log_batch(self.run_id, **batch))
+        for start in range(0, len(new), _PARAMS_PER_BATCH):
+            params_batch = new[start : start + _PARAMS_PER_BATCH]
+            self._outbox.put("params", partial(self._client.log_batch, self.run_id, params=params_batch))
+        for start in range(0, len(marks), _PARAMS_PER_BATCH):
+            tags_batch = marks[start : start + _PARAMS_PER_BATCH]
+            self._outbox.put("tags", partial(self._client.log_batch, self.run_id, tags=tags_batch))
 
     def _send_metrics(self, metrics: Mapping[str, float], step: int, once: bool = False) -> None:
         now, batch = _now(), []
@@ -219,7 +229,7 @@ class Tracker:
         # Timestamps are fixed here, so a batch that is sent twice after a lost answer is stored once.
         for start in range(0, len(batch), _METRICS_PER_BATCH):
             part = batch[start : start + _METRICS_PER_BATCH]
-            self._sender.put(f"metrics of step {step}", lambda part=part: self._log(part, once))
+            self._outbox.put(f"metrics of step {step}", partial(self._log, part, once))
 
     def _log(self, batch: list[Metric], once: bool) -> None:
         if once:
@@ -232,7 +242,7 @@ def flattened(params: Mapping) -> dict[str, str]:
     """Nested `params` as {"a.b": text}, secrets masked; sequences as JSON."""
     flat: dict[str, str] = {}
 
-    def walk(value, name: str) -> None:
+    def walk(value: Any, name: str) -> None:
         if isinstance(value, Mapping) and value:
             for key, item in value.items():
                 walk(item, f"{name}.{key}" if name else str(key))
@@ -264,15 +274,9 @@ def git_tags() -> dict[str, str]:
     return {"mlflow.source.git.commit": revision, "git.dirty": str(dirty).lower()}
 
 
-@contextmanager
-def _alone(file: Path | None) -> Iterator[None]:
+def _alone(file: Path | None) -> AbstractContextManager:
     """One job at a time: two that make the tables of a new sqlite store together break it for each other."""
-    if file is None:
-        yield
-        return
-    with file.with_name(f"{file.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return nullcontext() if file is None else FileLock(f"{file}.lock")
 
 
 def _experiment(client: MlflowClient, uri: str, name: str, artifact_location: str | None) -> str:

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from namm_core import MemoryCache, Namm, NammConfig, policies
-from namm_core.policies import H2O, L2, Budgeted, ExpectedAttention, Full, Oracle, Random, SnapKV
+from namm_core import MemoryCache, policies
+from namm_core.policies import H2O, L2, ExpectedAttention, Full, Random, SnapKV
 from tests.namm_core import reference_policies as reference
+from tests.namm_core.policy_matrix import BUDGETED, INTERVAL, POLICIES
 
-INTERVAL, TOKENS = 32, 150
-
-
-def scattered_namm(scorer: str, interval: int = INTERVAL) -> Namm:
-    config = NammConfig(update_interval=interval, scorer=scorer)
-    size = Namm(config).num_parameters
-    return Namm(config, torch.randn(size, generator=torch.Generator().manual_seed(3)) * 0.1)
-
-
-BUDGETED = [name for name in policies.names() if issubclass(policies.named(name), Budgeted)]
-POLICIES = {
-    "namm": partial(scattered_namm, "bam"),
-    "namm-mlp": partial(scattered_namm, "mlp"),
-    "oracle": lambda interval=INTERVAL: Oracle([torch.tensor([5, 17, 60])], interval),
-    **{name: lambda interval=INTERVAL, name=name: policies.named(name)(20, interval) for name in BUDGETED},
-    "snapkv-avg": lambda interval=INTERVAL: SnapKV(20, interval, window=8, pooling="avg"),
-    "expected_attention-0.3": lambda interval=INTERVAL: ExpectedAttention(0.3, interval),
-}
-for name in policies.names():  # those of neither kind need no more than an interval
-    POLICIES.setdefault(name, lambda interval=INTERVAL, name=name: policies.named(name)(update_interval=interval))
+TOKENS = 150
 
 
 @pytest.fixture(scope="module")
@@ -180,76 +157,6 @@ def test_all_of_it_is_the_full_cache(model, prompt, name):
     assert torch.equal(found, model.generate(prompt, do_sample=False, max_new_tokens=12))
 
 
-@pytest.mark.parametrize(
-    "budget, message",
-    [
-        (0, "at least 1, not 0"),
-        (-3, "at least 1, not -3"),
-        (True, "not True"),
-        ("20", "not '20'"),
-        (0.0, "above 0 and at most at 1, not 0.0"),
-        (20.0, "not 20.0 .tokens are an int"),
-        (float("nan"), "not nan"),
-        (torch.tensor([5, 0]), "at least 1, not 0"),
-        (torch.tensor([0.5, 1.5]), "not 1.5"),
-        (torch.tensor([True]), "not torch.bool"),
-        (torch.tensor(5), "shape .rows,., not"),
-    ],
-)
-@pytest.mark.parametrize("name", BUDGETED)
-def test_what_is_no_budget_is_refused(name, budget, message):
-    with pytest.raises(ValueError, match=message):
-        policies.named(name)(budget)
-
-
-@pytest.mark.parametrize(
-    "name, wrong",
-    [
-        ("h2o", {"recent": 1.5}),
-        ("streaming", {"sinks": -1}),
-        ("snapkv", {"window": 0}),
-        ("snapkv", {"kernel": 4}),
-        ("snapkv", {"pooling": "sum"}),
-        ("expected_attention", {"future": 0}),
-        ("expected_attention", {"epsilon": -0.1}),
-        ("l2", {"update_interval": 0}),
-    ],
-)
-def test_numbers_out_of_range_are_refused(name, wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        policies.named(name)(20, **wrong)
-
-
-def test_policies_are_found_by_their_files():
-    assert {"full", "h2o", "tova", "snapkv", "keydiff", "expected_attention", "random"} <= set(policies.names())
-    assert policies.named("expected_attention") is ExpectedAttention and policies.named("h2o") is H2O
-    with pytest.raises(ValueError, match="unknown policy 'snapvk'; did you mean 'snapkv'. Known: expected_attention"):
-        policies.named("snapvk")
-    with pytest.raises(ValueError, match="unknown policy 'base'"):
-        policies.named("base")
-    with pytest.raises(ImportError, match="cannot import name 'h2O'"):
-        from namm_core.policies import h2O  # noqa: F401
-
-
-def test_a_policy_is_added_by_writing_its_file(tmp_path):
-    """In a copy of the package, where nothing else is touched; names are listed without torch."""
-    shutil.copytree(Path(policies.__file__).parents[1], tmp_path / "namm_core")
-    (tmp_path / "namm_core" / "policies" / "odd_ones.py").write_text(
-        "from namm_core.policies.base import Stateless\n"
-        "class OddOnes(Stateless):\n"
-        "    def keep(self, state, view):\n"
-        "        return view.positions % 2 == 1\n"
-    )
-    (tmp_path / "use.py").write_text(
-        "import sys\n"
-        "from namm_core import policies\n"
-        "assert 'odd_ones' in policies.names() and 'torch' not in sys.modules\n"
-        "from namm_core.policies import OddOnes\n"
-        "assert policies.named('odd_ones') is OddOnes\n"
-    )
-    subprocess.run([sys.executable, "use.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, check=True)
-
-
 @pytest.mark.parametrize("name", POLICIES)
 def test_half_precision(model, prompt, name):
     """A cache in bfloat16 is forgotten from as any other: finite logits, and no more held than in float32."""
@@ -306,7 +213,7 @@ def test_what_the_baselines_keep(model, prompt):
         model(prompt[:, :INTERVAL], past_key_values=full)
     with MemoryCache(model, L2(20, INTERVAL)) as cache, torch.no_grad():
         model(prompt[:, :INTERVAL], past_key_values=cache)
-    norms = full.layers[0].held.keys[0, 1, :-1].norm(dim=-1)
+    norms = full.layers[0].stored.keys[0, 1, :-1].norm(dim=-1)
     expected = sorted(norms.argsort()[:19].tolist()) + [INTERVAL - 1]  # the newest always stays
     assert cache.kept_positions(0)[0][1].tolist() == expected
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,8 +116,8 @@ print(out.sequences.tolist(), out.past_key_values.kept_counts().tolist())
 """
 
 
-def test_it_works_where_nothing_of_this_package_is_installed(saved, namm, model, small_model, tmp_path):
-    """A process that sees all installed packages but this one."""
+def alone(saved: Path, small_model: Path, tmp_path: Path) -> str:
+    """What a process says that sees all installed packages but this one."""
     import torch as installed
 
     site = Path(installed.__file__).parents[1]
@@ -134,9 +136,13 @@ def test_it_works_where_nothing_of_this_package_is_installed(saved, namm, model,
     command = [sys.executable, "-S", "-c", ALONE, str(others), str(small_model), str(saved)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_it_works_where_nothing_of_this_package_is_installed(saved, namm, model, small_model, tmp_path):
     with MemoryCache(model, namm) as cache:
         wanted = model.generate(IDS, past_key_values=cache, **NEW)
-    assert done.stdout.strip() == f"{wanted.tolist()} {cache.kept_counts().tolist()}"
+    assert alone(saved, small_model, tmp_path) == f"{wanted.tolist()} {cache.kept_counts().tolist()}"
 
 
 def test_the_copied_code_names_no_module_of_this_package(saved):
@@ -169,3 +175,57 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
         "notes.txt": b"mine",
     }
     assert [f.name for f in tmp_path.iterdir()] == ["new"]
+
+
+def test_the_copy_asks_for_the_range_of_transformers_that_the_package_asks_for():
+    """pyproject.toml says it: a copy that allows more breaks in other people's hands at a release not yet made."""
+    text = (Path(sharing.__file__).parents[1] / "pyproject.toml").read_text()
+    ours = {line.split(">=")[0]: line for line in re.findall(r'^ +"([a-z]+>=[^"]+)"', text, flags=re.M)}
+    for requirement in sharing.REQUIREMENTS.split():
+        assert requirement == ours[requirement.split(">=")[0]]
+
+
+PLUGIN = """
+from namm_core.scoring.base_scorer import BaseScorer
+
+class Sinks(BaseScorer):
+    def layout(self, config):
+        return {"w": (config.features,), "b": (1,)}
+
+    def score(self, prepared, embeddings, widths=None):
+        return (embeddings * prepared["w"][:, None, None]).sum(-1) + prepared["b"][:, None]
+"""
+
+WITH_PLUGIN = """
+import sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM
+from namm_core import MemoryCache, Namm, NammConfig, plugins
+
+plugins.extend("namm_core.scoring.scorers", Path(sys.argv[1]))
+model = AutoModelForCausalLM.from_pretrained(sys.argv[2]).eval()
+namm = Namm(NammConfig(update_interval=32, scorer="sinks"), torch.linspace(-1, 1, 26))
+namm.save_pretrained(sys.argv[3])
+ids = torch.randint(3, 700, (2, 150), generator=torch.Generator().manual_seed(0))
+with MemoryCache(model, namm) as cache:
+    out = model.generate(ids, cache=cache, max_new_tokens=12, do_sample=False, pad_token_id=1)
+print(out.tolist(), cache.kept_counts().tolist())
+"""
+
+
+def test_a_scorer_from_outside_travels_with_its_weights(small_model, tmp_path):
+    """Its own file comes along; where the folder goes, nobody has the plug-in, nor this package."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "sinks.py").write_text(PLUGIN)
+    saved = tmp_path / "saved"
+    environment = {**os.environ, "PYTHONPATH": str(Path(sharing.__file__).parents[1])}
+    command = [sys.executable, "-c", WITH_PLUGIN, str(plugins), str(small_model), str(saved)]
+    here = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert here.returncode == 0, here.stderr
+    assert (saved / "custom_generate" / "scoring_scorers_sinks.py").is_file()
+    assert not list((saved / "custom_generate").glob("*backward_attention*")), "the scorer that is not used stays home"
+    assert alone(saved, small_model, tmp_path) == here.stdout.strip()
+    kept = json.loads("[[[" + here.stdout.split("[[[")[1])
+    assert max(head for layer in kept for row in layer for head in row) < 150, "the memory should forget"

@@ -8,8 +8,10 @@ import math
 
 import numpy as np
 
-from orchestrator.evolution.loop import Outcome, evolve
-from orchestrator.search.cma_es import SearchConfig
+from orchestrator.evolution.loop import Evolved, Problem, evolve
+from orchestrator.evolution.samples import Size, endless
+from orchestrator.protocols import Evaluate, Recorder
+from orchestrator.search.algorithms.cma_es import CMAESConfig
 from orchestrator.spec import FitnessSpec, JobSpec, ValidationSpec
 from workers.config import ModelConfig
 from workers.unit import PolicySpec, SampleRef, SampleResult
@@ -18,15 +20,15 @@ STATISTICS = (np.zeros(17), np.ones(17), 1.0)
 TARGET = np.linspace(-0.2, 0.2, 10)
 
 
-class Noisy:
-    """Scores fall with the distance from TARGET; each sample is harder or easier for everybody, and each answer is
-    drawn anew, both from their names. Counts what it is asked, by policy and sample."""
+class Landscape:
+    """Scores fall with the distance from TARGET; a memory keeps more the larger theta's last number is. Counts what it
+    is asked, by policy and sample. broken: a sample that cannot be evaluated; base: the full cache's score by task, 0.5
+    where none is given."""
 
-    def __init__(self, noise: float = 0.3, coarse: bool = False, base: dict[str, float] | None = None) -> None:
-        self.noise, self.coarse, self.base = noise, coarse, base or {}
+    def __init__(self, broken: SampleRef | None = None, base: dict[str, float] | None = None) -> None:
+        self.broken, self.base = broken, base or {}
         self.asked: list[tuple[int, list[SampleRef]]] = []
         self.policies: list[PolicySpec] = []
-        self._levels: dict[bytes, float] = {}
 
     def __call__(self, policies, samples, progress=lambda done: None):
         self.asked.append((len(policies), list(samples)))
@@ -34,18 +36,35 @@ class Noisy:
         progress(len(policies) * len(samples))
         return [[self.one(policy, ref) for ref in samples] for policy in policies]
 
-    def one(self, policy: PolicySpec, ref: SampleRef) -> SampleResult:
+    def one(self, policy: PolicySpec, ref: SampleRef) -> SampleResult | None:
+        if ref == self.broken:
+            return None
         base = self.base.get(ref.task, 0.5)
         if policy.theta is None:
-            return SampleResult(*ref, base, math.log(base), 1.0, [1.0, 1.0], 100, "")
-        named, theta = f"{ref}".encode(), policy.theta.tobytes()
-        if theta not in self._levels:
-            self._levels[theta] = 2.0 - 8.0 * float(np.linalg.norm(policy.theta - TARGET))
-        level = self._levels[theta] + self.noise * (2 * drawn(named) + drawn(named + theta))
-        value = float(level > 0) if self.coarse else 1 / (1 + math.exp(-level))
-        score = 2 * base * value
-        kept = 1 / (1 + math.exp(-20 * float(policy.theta[-1])))
+            score, kept = base, policy.budget or 1.0
+        else:
+            score, kept = self.score(policy.theta, ref, base), 1 / (1 + math.exp(-20 * float(policy.theta[-1])))
         return SampleResult(*ref, score, math.log(max(score, 1e-9)), kept, [kept, kept], 100, "")
+
+    def score(self, theta: np.ndarray, ref: SampleRef, base: float) -> float:
+        return math.exp(-float(np.linalg.norm(theta - TARGET)))
+
+
+class Noisy(Landscape):
+    """Each sample is harder or easier for everybody, and each answer is drawn anew, both from their names."""
+
+    def __init__(self, noise: float = 0.3, coarse: bool = False, **settings) -> None:
+        super().__init__(**settings)
+        self.noise, self.coarse = noise, coarse
+        self._levels: dict[bytes, float] = {}
+
+    def score(self, theta: np.ndarray, ref: SampleRef, base: float) -> float:
+        named, bits = f"{ref}".encode(), theta.tobytes()
+        if bits not in self._levels:
+            self._levels[bits] = 2.0 - 8.0 * float(np.linalg.norm(theta - TARGET))
+        level = self._levels[bits] + self.noise * (2 * drawn(named) + drawn(named + bits))
+        value = float(level > 0) if self.coarse else 1 / (1 + math.exp(-level))
+        return 2 * base * value
 
 
 def drawn(name: bytes) -> float:
@@ -59,7 +78,7 @@ def job(**changes) -> JobSpec:
         "name": "test",
         "model": ModelConfig("somewhere"),
         "tasks": {"source": "recall"},
-        "search": SearchConfig(population=8, sigma0=0.05),
+        "search": CMAESConfig(population=8, sigma0=0.05),
         "fitness": FitnessSpec(samples=2),
         "validation": ValidationSpec(every=2, samples=3),
     }
@@ -68,14 +87,33 @@ def job(**changes) -> JobSpec:
     return JobSpec(**{**settings, **changes})
 
 
-def run(spec: JobSpec, evaluate=None, past=(), **settings) -> tuple[Outcome, list[dict]]:
-    """The outcome, and what was told anew, as a journal gives it back."""
-    records = []
+class Kept(Recorder):
+    """Keeps what was told, as a journal gives it back, and what stages ended with."""
 
-    def tell(record, settled):
-        records.append(json.loads(json.dumps(record, allow_nan=False)))
+    def __init__(self) -> None:
+        self.records: list[dict] = []
+        self.settled: list[list[SampleRef]] = []
+        self.ends: list[tuple[dict, PolicySpec, PolicySpec]] = []
 
-    return evolve(spec, evaluate or Noisy(), STATISTICS, len(TARGET), tell, past=past, **settings), records
+    def told(self, record, settled):
+        self.records.append(json.loads(json.dumps(record, allow_nan=False)))
+        self.settled.append(list(settled))
+
+    def stage_over(self, entry, best, mean):
+        self.ends.append((entry, best, mean))
+
+
+def problem(evaluate: Evaluate, size: Size = endless) -> Problem:
+    return Problem(evaluate, STATISTICS, len(TARGET), size)
+
+
+def run(spec: JobSpec, evaluate=None, past=(), ends: list | None = None) -> tuple[Evolved, list[dict]]:
+    """What an evolution comes to, and what was told anew; `ends` takes what its stages ended with."""
+    kept = Kept()
+    evolved = evolve(spec, problem(evaluate or Noisy()), kept, past)
+    if ends is not None:
+        ends += kept.ends
+    return evolved, kept.records
 
 
 def timeless(records: list[dict]) -> list[dict]:

@@ -102,6 +102,52 @@ def test_overrides_and_the_saved_job(smoke, tmp_path):
         spec.read(path, ["generations"])
 
 
+def test_a_search_and_policies_with_options_are_read_back_as_they_were_written(smoke, tmp_path):
+    import yaml
+
+    path = tmp_path / "job.yaml"
+    policies = ["full", "namm", {"name": "snapkv", "window": 64}, {"name": "snapkv", "window": 64, "budget": 0.2}]
+    path.write_text(yaml.safe_dump({**smoke, "evaluation": {"policies": policies}}))
+    job = spec.read(path, ["search={algorithm: openai_es, population: 8, learning_rate: 1e-2}"])
+    assert [entry.label for entry in job.evaluation.policies] == [
+        "full",
+        "namm",
+        "snapkv(window=64)",
+        "snapkv(window=64, budget=0.2)",
+    ]
+    assert (job.search.algorithm, job.search.population, job.search.learning_rate) == ("openai_es", 8, 0.01)
+    spec.write(job, tmp_path / "again.yaml")
+    assert spec.read(tmp_path / "again.yaml") == job
+    assert yaml.safe_load((tmp_path / "again.yaml").read_text())["evaluation"]["policies"] == policies
+    # Where a plug-in stands, and what the last table compares, decides no score; the algorithm does.
+    assert job.digest() == spec.read(tmp_path / "again.yaml", ["evaluation.policies=[full, namm]"]).digest()
+    assert job.digest() != spec.read(path, ["search.population=8"]).digest()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("validation.every=0", "validation: every must be at least 1, not 0"),
+        ("workers.count=0", "workers: count must be at least 1, not 0"),
+        ("generations=0", "generations must be at least 1, not 0"),
+        ("fitness.samples=0", "fitness: samples must be at least 1, not 0"),
+        ("evaluation.policies=[full, full]", "policies names full twice"),
+        ("evaluation.policies=[full, {window: 3}]", r"policies\[1\]: expected a policy's name, or a mapping such as"),
+        ("evaluation.policies=[{name: snapkv, budget: 2}]", r"policies\[0\]: budget must lie between 0 and 1"),
+        ("search.algorithm=openai", "unknown search 'openai'; did you mean 'openai_es'"),
+        ("search.learning_rate=1", "learning_rate is an option of openai_es; cma_es has"),
+    ],
+)
+def test_a_setting_out_of_range_is_one_clear_line(smoke, tmp_path, override, message):
+    import yaml
+
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(smoke))
+    with pytest.raises(ValueError, match=message) as caught:
+        spec.read(path, [override])
+    assert str(caught.value).startswith("job.yaml") and "\n" not in str(caught.value)
+
+
 def test_runs_lists_what_is_there(namm, tmp_path, smoke):
     import yaml
 

@@ -118,6 +118,7 @@ def run(cluster: Cluster) -> None:
         cluster.ask("ray", "up", str(cluster.file), "-y", limit=180)
         tunnels(cluster)
         wait("both workers join", lambda: len(cluster.nodes()) == 3, 150, 1)
+        before = cluster.nodes()  # asking takes seconds, in which a search goes on: not between it and a kill
     with cluster.phase("doors"):
         doors(cluster)
     with cluster.phase("job"):
@@ -127,7 +128,7 @@ def run(cluster: Cluster) -> None:
         expect(not over() and cluster.told() < 5, "the worker was killed too late: the search was as good as over")
         wait("three more, on the worker that is left", lambda: over() or cluster.told() >= 5, 150, 0.1)
     with cluster.phase("head restart"):
-        restart_head(cluster)
+        restart_head(cluster, before)
         print(f"  the head's Ray died after {cluster.told()} of {GENERATIONS} generations", flush=True)
         expect(cluster.told() < GENERATIONS, "the head was killed too late: the search was over")
     with cluster.phase("resumed job"):
@@ -217,9 +218,11 @@ def compare(cluster: Cluster, reference: subprocess.Popen) -> None:
         )
 
 
-def restart_head(cluster: Cluster) -> None:
-    """Ray on the head dies, and the job there; `ray up --restart-only` starts Ray again, which finds its worker."""
-    before = cluster.nodes()
+def restart_head(cluster: Cluster, before: dict[str, str]) -> None:
+    """Ray on the head dies, and the job there; `ray up --restart-only` starts Ray again, which finds its worker.
+
+    before: node ids by address, as they were.
+    """
     for process, name in cluster.head.running():
         if name in ("gcs_server", "raylet"):
             with suppress(psutil.NoSuchProcess):  # one may go when the other does

@@ -100,6 +100,13 @@ def test_baselines_hold_their_budget_at_the_end_of_the_prompt(evaluator, name, b
     assert all(abs(r.kept - budget) < 0.006 for r in results)
 
 
+def test_options_reach_the_policy(evaluator):
+    """The first tokens are sinks: by default 4 of them, here 16, within the same budget."""
+    for options, sinks in (({}, 4), ({"sinks": 16}, 16)):
+        _, held, _ = evaluator.kept_map(PolicySpec("streaming", budget=0.2, options=options), REFS[0])
+        assert held[:sinks] == pytest.approx(1) and held[sinks] == 0 and held.sum() == pytest.approx(40)
+
+
 def test_the_oracle_keeps_little_and_answers(evaluator):
     results = evaluator.evaluate(Unit((PolicySpec("oracle"),), REFS))[0]
     assert np.mean([r.kept for r in results]) < 0.15
@@ -142,11 +149,24 @@ def test_statistics_leave_features_normalised(evaluator, statistics):
 
 @pytest.mark.parametrize(
     "policy, message",
-    [(PolicySpec("h20", budget=0.5), "unknown policy 'h20'"), (PolicySpec("h2o"), "needs a budget")],
+    [
+        (PolicySpec("h20", budget=0.5), "unknown policy 'h20'"),
+        (PolicySpec("h2o"), "needs a budget"),
+        (PolicySpec("h2o", budget=1.5), "policy h2o: a budget as a fraction"),
+        (PolicySpec("snapkv", budget=0.5, options={"windows": 64}), "unknown option 'windows'; did you mean 'window'"),
+        (PolicySpec("snapkv", budget=0.5, options={"kernel": 4}), "policy snapkv: kernel must be odd"),
+        (PolicySpec("full", options={"sinks": 4}), "policy full has no options"),
+        (PolicySpec("full", budget=0.5), "policy full takes no budget"),
+        (PolicySpec("oracle", budget=0.5), "policy oracle takes no budget"),
+        (PolicySpec("namm"), "needs a theta"),
+        (PolicySpec("namm", theta(0), budget=0.5), "namm has no budget and no options"),
+        (PolicySpec("namm", theta(0), options={"hidden": 8}), "namm has no budget and no options"),
+    ],
 )
 def test_bad_policies_are_one_clear_line(evaluator, policy, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         evaluator.evaluate(Unit((policy,), REFS[:1]))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, NammConfig
-from namm_core.policies.base import View
+from namm_core.protocols import Entries
 from namm_core.scoring import scorer
-from namm_core.sensitivity import BLOCK, own_derivatives
+from namm_core.scoring.backward_attention import BLOCK
+from namm_core.sensitivity import own_derivatives
 from workers.config import EvaluatorConfig, ModelConfig, PromptConfig
 from workers.evaluator import Evaluator
 from workers.inspection import inspect
@@ -115,12 +116,8 @@ def test_own_derivatives_against_finite_differences(scorer_name, tokens):
     namm = Namm(config, torch.randn(scorer.num_parameters(config), generator=random) * 0.2)
     state = {"average": torch.rand(1, 2, 17, tokens, generator=random)}
     positions = torch.arange(tokens)[None, None].expand(1, 2, -1) * 3
-    newest, row, due = (
-        torch.tensor([3 * tokens - 3]),
-        torch.zeros(1, dtype=torch.int64),
-        torch.ones(1, dtype=torch.bool),
-    )
-    view = View(positions, state["average"], state["average"], newest, row, due, 0)
+    newest, row = torch.tensor([3 * tokens - 3]), torch.zeros(1, dtype=torch.int64)
+    view = Entries(positions=positions, newest=newest, row=row)
     found = own_derivatives(namm, state, view)
     weights = {name: w.double() for name, w in scorer.unpack(namm.config, namm.theta[None]).items()}
     embeddings = namm.embeddings(state, view).double()

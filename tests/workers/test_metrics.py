@@ -20,7 +20,14 @@ LONGBENCH = (
     "count_score",
     "code_sim_score",
 )
-OTHERS = ("qa_f1_ja_score", "rouge_ja_score", "string_match_all", "string_match_part")
+OTHERS = (
+    "qa_f1_ja_score",
+    "rouge_ja_score",
+    "same_words",
+    "string_match_all",
+    "string_match_list",
+    "string_match_part",
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +131,8 @@ def test_ruler_counts_the_references_that_are_found():
     assert score("string_match_all", "They are 12 and 34.", ["12", "34", "56", "X"]) == pytest.approx(1 / 2)
     assert score("string_match_part", "PARIS, I think", ["Rome", "Paris"]) == 1.0
     assert score("string_match_part", "Athens", ["Rome", "Paris"]) == 0.0
+    assert score("string_match_list", "71, and 12", ["12, 71, 5, 8"]) == 0.5
+    assert score("same_words", "the old  house burnt", ["the old house fell down"]) == 3 / 5
 
 
 def test_a_list_is_scored_by_the_share_of_its_values():

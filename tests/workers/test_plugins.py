@@ -42,6 +42,23 @@ class Backwards(Language):
     """A language model that is shown its prompts backwards."""
 '''
 
+POLICY = '''
+from dataclasses import dataclass
+
+from namm_core.policy import BasePolicy
+
+
+@dataclass
+class EveryOther(BasePolicy):
+    """Keeps one token in `step`."""
+
+    update_interval: int = 512
+    step: int = 2
+
+    def keep(self, state, view):
+        return view.positions % self.step == 0
+'''
+
 
 def written(folder: Path, **files: str) -> Path:
     """The plug-in folder with these files: sub-folder and name, joined by two underscores."""
@@ -81,6 +98,27 @@ print(type(evaluator.target).__name__, sample.prompt, result.kept, "backwards" i
         folder,
     )
     assert said == "Backwards Say nein 3: 1.0 True"
+
+
+def test_an_evaluator_finds_a_policy_outside(tmp_path, small_model):
+    """It takes no budget, which it says itself, and its option is its own."""
+    folder = written(tmp_path / "mine", policies__every_other=POLICY)
+    said = run(
+        """
+from namm_core import NammConfig
+from workers.config import EvaluatorConfig, ModelConfig
+from workers.evaluator import Evaluator
+from workers.unit import PolicySpec, SampleRef
+
+model, memory = ModelConfig(sys.argv[1]), NammConfig(update_interval=64)
+config = EvaluatorConfig(model, {"source": "recall", "tokens": 256}, memory, plugins=(sys.argv[2],))
+_, held, _ = Evaluator(config).kept_map(PolicySpec("every_other", options={"step": 4}), SampleRef("topic", "train", 0))
+print(*held.nonzero()[0])
+""",
+        small_model,
+        folder,
+    )
+    assert said.split() == [str(i) for i in range(256) if i % 4 == 0 or i == 255]  # the newest token always stays
 
 
 def test_an_installed_package_names_itself(tmp_path):

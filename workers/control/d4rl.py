@@ -1,7 +1,7 @@
-"""Trajectories from D4RL's HDF5 files as they are published, and D4RL's normalised score. No task source of its own.
+"""Trajectories from D4RL's HDF5 files as they are published, and D4RL's normalised score. Not a task source.
 
-A file holds arrays with one entry a step: `observations`, `actions`, `rewards`, `terminals`, and mostly `timeouts`;
-whatever else there is (`next_observations`, `infos/...`, `metadata/...`) is not read. Knows no models and no
+A file holds arrays with one entry for each step: `observations`, `actions`, `rewards`, `terminals`, and usually
+`timeouts`; anything else (`next_observations`, `infos/...`, `metadata/...`) is not read. Knows no models and no
 environments.
 """
 
@@ -20,15 +20,15 @@ WANTED = {"observations": 2, "actions": 2, "rewards": 1, "terminals": 1}
 
 @dataclass(frozen=True)
 class Reference:
-    """Returns that D4RL's score is measured between."""
+    """The two returns that D4RL's score is measured between."""
 
     random: float
-    """Of random actions: score 0."""
+    """Return of random actions, score 0."""
     expert: float
-    """Of a trained expert: score 100."""
+    """Return of a trained expert, score 100."""
 
     def score(self, total: float) -> float:
-        """D4RL's normalised score of a return: 0 is random, 100 is the expert; elsewhere here it is 0 to 1."""
+        """D4RL's normalised score of a return: 0 is random, 100 the expert (elsewhere in this project, 0 and 1)."""
         return 100.0 * (total - self.random) / (self.expert - self.random)
 
 
@@ -57,7 +57,10 @@ sets of an environment."""
 
 
 def reference(name: str) -> Reference | None:
-    """Of a data set ("hopper-medium-v2") or an environment of gymnasium ("Hopper-v5"); None where D4RL has none."""
+    """D4RL's reference returns; None if it has none.
+
+    name: of a data set ("hopper-medium-v2") or of an environment of gymnasium ("Hopper-v5").
+    """
     fits = [key for key in REFERENCES if f"{name.lower()}-".startswith(f"{key}-")]
     return REFERENCES[max(fits, key=len)] if fits else None
 
@@ -65,7 +68,7 @@ def reference(name: str) -> Reference | None:
 def read(file: str | Path) -> list[Trajectory]:
     """The file's episodes, which end at `terminals` or `timeouts`; steps after the last end are left out.
 
-    Raises ValueError, one line that names the file and the cause, for whatever is missing or damaged.
+    Raises ValueError, one line that names the file and the cause, for anything that is missing or damaged.
     """
     arrays = _arrays(Path(file))
     lengths = {name: len(array) for name, array in arrays.items()}
@@ -93,7 +96,7 @@ def read(file: str | Path) -> list[Trajectory]:
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
-    """The datasets that are read, of the right dimensions."""
+    """The arrays that are read, by name, with the right number of dimensions."""
     try:
         import h5py
     except ModuleNotFoundError:

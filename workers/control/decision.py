@@ -1,7 +1,7 @@
-"""A folder with a Decision Transformer: its weights as transformers has them, and the environments that it knows.
+"""A folder with a Decision Transformer: its weights in transformers' format, and the environments that it knows.
 
-`config.json` and `model.safetensors` are those of a stock `DecisionTransformerModel`; `environments.json` says for
-each environment how it is seen (`control.environments`). Only safetensors are read. Knows no memories and no tasks.
+`config.json` and `model.safetensors` are those of a stock `DecisionTransformerModel`; `environments.json` describes
+how the model sees each environment (`control.environments`). Only safetensors are read. Knows no memories and no tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ ENVIRONMENTS = "environments.json"
 
 
 def check(config: ModelConfig) -> dict[str, Environment]:
-    """The environments of the folder. Raises ValueError, one line, when no model can be there; reads no weights."""
+    """The folder's environments by name; reads no weights.
+
+    Raises ValueError, one line, if the folder holds no such model, or not the weights that `config` asks for.
+    """
     folder = Path(config.path)
     if not folder.is_dir():
         raise ValueError(f"model folder {config.path} does not exist; control models are folders, not of the Hub")
@@ -53,7 +56,10 @@ def check(config: ModelConfig) -> dict[str, Environment]:
 
 
 def load(config: ModelConfig) -> tuple[DecisionTransformerModel, dict[str, Environment]]:
-    """The model, in evaluation mode on its device, and its environments by name. Raises ValueError, one line."""
+    """The model, in evaluation mode on its device, and its environments by name.
+
+    Raises ValueError, one line, if it cannot be loaded.
+    """
     environments = check(config)
     logging.disable_progress_bar()
     try:
@@ -87,6 +93,6 @@ def save(model: DecisionTransformerModel, environments: dict[str, Environment], 
 
 @dataclasses.dataclass(frozen=True)
 class _Environments:
-    """What `environments.json` holds."""
+    """The content of `environments.json`."""
 
     environments: dict[str, Environment]

@@ -1,7 +1,7 @@
 """Environments of gymnasium as a Decision Transformer sees them: numbers of a fixed width in and out, returns scaled.
 
-Several environments may share one model: each has columns of its own in the model's states and actions, the others
-are zero there. Knows no models and no memories; imports gymnasium when an environment is made.
+Several environments may share one model: each has its own columns in the model's states and actions, where the others
+are zero. Knows no models and no memories; imports gymnasium when an environment is made.
 """
 
 from __future__ import annotations
@@ -25,42 +25,48 @@ class Environment:
     steps: int
     """Step limit of an episode."""
     random: float
-    """Mean return of random actions: the normalised return 0."""
+    """Mean return of random actions, which is the normalised return 0."""
     behaviour: float
-    """Mean return of the policy that the model was trained on, without noise (D4RL: of its expert): 1."""
+    """Mean return of the policy that the model was trained on, without noise (D4RL: of its expert), which is 1."""
     target: float
     """Return that a rollout asks for at its start."""
     scale: float
     """Returns-to-go are divided by this before the model sees them."""
     lowest: float
-    """Smallest return-to-go in the training data; a rollout asks for no less."""
+    """Smallest return-to-go in the training data; a rollout never asks for less."""
     highest: float
-    """Largest; where an episode goes badly, what is left of the target would soon be beyond anything seen."""
+    """Largest return-to-go in the training data; a rollout never asks for more, since in an episode that goes badly the
+    rest of the target would soon be beyond anything seen in training."""
     state_at: int
     """First column of its observations in the model's states."""
     action_at: int
     """First column of its actions in the model's actions."""
     mean: tuple[float, ...]
-    """Of each number of an observation, over the training data."""
+    """Mean of each number of an observation over the training data."""
     std: tuple[float, ...]
-    """Likewise; observations are normalised by both."""
+    """Standard deviation likewise; observations are normalised by both."""
     seen: tuple[int, ...] | None = None
     """Which numbers of an observation the model sees; None: all of them."""
 
     def to_go(self, total: float) -> float:
-        """What the model is told to reach yet when an episode has brought `total` so far."""
+        """The scaled return-to-go that the model is given once an episode has brought a return of `total`."""
         return min(max(self.target - total, self.lowest), self.highest) / self.scale
 
     def normalised(self, total: float) -> float:
-        """A return on the scale from random (0) to behaviour (1); it may lie outside."""
+        """A return on the scale from random (0) to behaviour (1); it may be outside that range."""
         return (total - self.random) / (self.behaviour - self.random)
 
 
 class Simulation:
     """A running environment: normalised observations out, actions between -1 and 1 in.
 
-    A discrete environment's action is the largest of as many numbers as it has choices. Raises ValueError, one line,
-    when the environment cannot be made, or has other numbers than the description says.
+    In a discrete environment an action is as many numbers as there are choices, and the largest one is chosen. Raises
+    ValueError, one line, if the environment cannot be made, or differs from its description.
+
+    Attributes:
+        about: the description.
+        total, steps: return and number of steps of the episode so far.
+        over: whether the episode has ended.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -68,7 +74,7 @@ class Simulation:
         self.env = make(environment.id, environment.steps)
         self.mean, self.std = np.array(environment.mean), np.array(environment.std)
         self.actions = Actions(self.env)
-        width = int(np.prod(self.env.observation_space.shape))
+        width = observation_width(self.env)
         seen = range(width) if environment.seen is None else environment.seen
         if len(seen) != len(self.mean) or not set(seen) <= set(range(width)):
             raise ValueError(
@@ -84,7 +90,7 @@ class Simulation:
         return self._seen(self.env.reset(seed=seed)[0])
 
     def step(self, action: np.ndarray) -> np.ndarray:
-        """Takes an action; returns the next observation. `total` and `over` say what came of it."""
+        """Takes an action (`actions.width`,); returns the next observation, (observation numbers,) float32."""
         observation, reward, terminated, truncated, _ = self.env.step(self.actions.to_environment(action))
         self.total += float(reward)
         self.steps += 1
@@ -96,32 +102,53 @@ class Simulation:
 
 
 class Actions:
-    """Between an environment's own actions and numbers from -1 to 1."""
+    """Translates between an environment's own actions and numbers from -1 to 1.
+
+    Raises ValueError, one line, for actions that are neither numbers nor one choice among several.
+
+    Attributes:
+        choices: how many actions a discrete environment has; None if actions are numbers.
+        width: how many numbers from -1 to 1 an action is.
+    """
 
     def __init__(self, env: gymnasium.Env) -> None:
+        from gymnasium.spaces import Box, Discrete
+
         space = env.action_space
-        self.choices = int(space.n) if hasattr(space, "n") else None
-        """How many actions a discrete environment has; None: they are numbers."""
-        if self.choices is None:
-            self.low, self.high = np.float64(space.low).ravel(), np.float64(space.high).ravel()
-        self.width = self.choices or len(self.low)
+        self.choices: int | None = None
+        if isinstance(space, Discrete):
+            self.choices = self.width = int(space.n)
+        elif isinstance(space, Box):
+            self.low, self.high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
+            self.width = len(self.low)
+        else:
+            raise ValueError(f"actions that are a {type(space).__name__} are not served: Box and Discrete are")
 
     def to_environment(self, action: np.ndarray) -> Any:
-        """action: (width,), clipped to -1 to 1; of a discrete environment the largest number's place."""
+        """The environment's own action: `action` (width,), clipped to -1 to 1 and scaled, or the index of its largest
+        number."""
         if self.choices is not None:
             return int(np.argmax(action))
         clipped = np.clip(np.float64(action), -1.0, 1.0)
         return (self.low + (clipped + 1.0) / 2.0 * (self.high - self.low)).astype(np.float32)
 
     def settled(self, action: np.ndarray) -> np.ndarray:
-        """What a model is told that it did: a discrete choice as 1 at its place and -1 elsewhere."""
+        """The action (width,) that a model is told it took: a discrete choice is 1 at its index and -1 elsewhere."""
         return action if self.choices is None else self.from_environment(int(np.argmax(action)))
 
     def from_environment(self, action: Any) -> np.ndarray:
-        """The same backwards, (..., width) float32; a discrete action is 1 at its place and -1 elsewhere."""
+        """The numbers (..., width), float32, of one or more of the environment's own actions; see `settled`."""
         if self.choices is not None:
             return 2.0 * np.eye(self.choices, dtype=np.float32)[np.asarray(action, int)] - 1.0
         return (2.0 * (np.float64(action) - self.low) / (self.high - self.low) - 1.0).astype(np.float32)
+
+
+def observation_width(env: gymnasium.Env) -> int:
+    """How many numbers an observation is. Raises ValueError, one line, if it is not one array of numbers."""
+    shape = env.observation_space.shape
+    if shape is None:
+        raise ValueError(f"observations that are a {type(env.observation_space).__name__} are not served")
+    return int(np.prod(shape))
 
 
 def check_package() -> None:
@@ -131,16 +158,19 @@ def check_package() -> None:
 
 
 def make(name: str, steps: int | None = None) -> gymnasium.Env:
-    """A gymnasium environment, steps: in place of its own limit. Raises ValueError, one line, when it is not there."""
+    """A gymnasium environment; steps: step limit of an episode in place of its own.
+
+    Raises ValueError, one line, if there is no such environment, or a package is missing.
+    """
     check_package()
     import gymnasium
 
     try:
-        import mujoco
+        import mujoco  # type: ignore[import-untyped]  # it carries no types
 
         mujoco.set_mju_user_warning(lambda _: None)  # else MuJoCo's remarks on gymnasium's models fill MUJOCO_LOG.TXT
     except ModuleNotFoundError:
-        pass  # gymnasium says so where one is needed
+        pass  # gymnasium says so if the environment needs it
     limit = {} if steps is None else {"max_episode_steps": steps}
     try:
         return gymnasium.make(name, disable_env_checker=True, **limit)
@@ -150,7 +180,7 @@ def make(name: str, steps: int | None = None) -> gymnasium.Env:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes an episode."""
+    """Versions of the packages that an episode's numbers depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}

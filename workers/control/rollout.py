@@ -1,7 +1,7 @@
 """Acting through whole episodes with a Decision Transformer and a KV cache.
 
-`DecisionTransformerModel.forward` has no cache: here the tokens of one step alone are embedded, exactly as it does,
-and read by its inner encoder. Knows no memory beyond its being a cache, and no tasks.
+`DecisionTransformerModel.forward` has no cache: here only the tokens of one step are embedded, exactly as it does, and
+read by its inner encoder. Knows of a memory only that it is a cache, and no tasks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workers.control.environments import Simulation
 
 @dataclass(frozen=True)
 class Lived:
-    """What one episode was."""
+    """What happened in one episode."""
 
     total: float
     """Its return."""
@@ -28,7 +28,7 @@ class Lived:
     kept: list[float]
     """Per layer: entries held / tokens fed at its end, mean over heads."""
     actions: np.ndarray
-    """(steps, action numbers) what the model did."""
+    """(steps, action numbers) the actions that the model took."""
 
 
 def embed(model: DecisionTransformerModel, step: int, action: Tensor | None, to_go: Tensor, state: Tensor) -> Tensor:
@@ -48,13 +48,13 @@ def embed(model: DecisionTransformerModel, step: int, action: Tensor | None, to_
 def roll_out(
     model: DecisionTransformerModel, rows: list[Simulation], seeds: list[int], past: Cache | None = None
 ) -> list[Lived]:
-    """Acts through one episode a row, all rows in step; an episode that is over leaves the batch.
+    """Acts through one episode in each row, all rows in step; an episode that is over leaves the batch.
 
-    past: a fresh cache with as many rows; None: the stock full cache.
+    seeds: what each row's environment is reset with; past: a fresh cache with as many rows; None: the stock full cache.
     """
     past = DynamicCache(config=model.config) if past is None else past
     device, dtype = model.device, model.dtype
-    lived: list[Lived | None] = [None] * len(rows)
+    lived: dict[int, Lived] = {}
     alive = list(range(len(rows)))
     states = [row.reset(seed) for row, seed in zip(rows, seeds, strict=True)]
     history: list[list[np.ndarray]] = [[] for _ in rows]
@@ -99,11 +99,11 @@ def roll_out(
             starts = [rows[i].about.action_at for i in alive]
             done = columns(starts, taken, model.config.act_dim).to(device, dtype)
         step += 1
-    return lived
+    return [lived[i] for i in range(len(rows))]
 
 
 def columns(starts: list[int], numbers: list[np.ndarray], width: int) -> Tensor:
-    """(rows, width) float32: each row's numbers from its own first column on, zeros elsewhere."""
+    """(rows, width) float32: each row's numbers from its column in `starts` on, zeros elsewhere."""
     out = torch.zeros(len(numbers), width)
     for row, (start, given) in enumerate(zip(starts, numbers, strict=True)):
         out[row, start : start + len(given)] = torch.from_numpy(given)
@@ -114,9 +114,10 @@ def columns(starts: list[int], numbers: list[np.ndarray], width: int) -> Tensor:
 def roll_out_short(
     model: DecisionTransformerModel, rows: list[Simulation], seeds: list[int], context: int
 ) -> list[Lived]:
-    """The same without a cache, as Decision Transformers are commonly run: the newest `context` steps, read anew."""
+    """As `roll_out`, but without a cache, as Decision Transformers are commonly run: each action follows from the
+    newest `context` steps, which are read again for it."""
     config, device = model.config, model.device
-    lived: list[Lived | None] = [None] * len(rows)
+    lived: dict[int, Lived] = {}
     alive = list(range(len(rows)))
     seen = [[row.reset(seed)] for row, seed in zip(rows, seeds, strict=True)]
     asked = [[row.about.to_go(0.0)] for row in rows]
@@ -143,6 +144,6 @@ def roll_out_short(
             asked[i].append(row.about.to_go(row.total))
             if row.over:
                 lived[i] = Lived(row.total, row.steps, [1.0] * config.n_layer, np.array(history[i]))
-        alive = [i for i in alive if lived[i] is None]
+        alive = [i for i in alive if i not in lived]
         step += 1
-    return lived
+    return [lived[i] for i in range(len(rows))]

@@ -1,8 +1,8 @@
-"""Train the small Decision Transformer from nothing: `python -m workers.pretraining.control --out FOLDER`.
+"""Train the small Decision Transformer from scratch: `python -m workers.pretraining.control --out FOLDER`.
 
-On trajectories that behaviour policies of this repository leave (`control.behaviour`), or on one of D4RL's files
-(`--d4rl FILE --env ID`). Trained on windows of a few steps at any place of an episode; how well it acts with the
-whole episode, and with a short context, `--measure` prints. Knows nothing of memories.
+It learns from trajectories of this repository's behaviour policies (`control.behaviour`), or from one of D4RL's files
+(`--d4rl FILE --env ID`), in windows of a few steps from anywhere in an episode. `--measure` prints how well it acts
+with the whole episode as context, and with a short one. Knows nothing of memories.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from workers.config import ModelConfig
 from workers.control import behaviour, decision
-from workers.control.environments import Actions, Environment, Simulation, make
+from workers.control.environments import Actions, Environment, Simulation, make, observation_width
 from workers.control.rollout import roll_out, roll_out_short
 from workers.control.trajectories import Trajectory
 from workers.tasks.sources.episodes import EpisodesConfig, EpisodesTasks
@@ -42,7 +42,11 @@ def describe(
     columns: tuple[int, int] = (0, 0),
     seen: tuple[int, ...] | None = None,
 ) -> Environment:
-    """How a model is to see an environment, from its trajectories and reference returns; columns: its first ones."""
+    """How a model is to see an environment.
+
+    name, steps: its name in gymnasium and its step limit; random, behaviour, target: returns, as in `Environment`;
+    columns: the environment's first column in the model's states and in its actions; seen: as in `Environment`.
+    """
     numbers = np.concatenate([t.observations for t in trajectories]).astype(np.float64)
     to_go = np.concatenate([t.to_go for t in trajectories])
     return Environment(
@@ -85,13 +89,16 @@ def collected(episodes: int, seed: int) -> dict[str, tuple[Environment, list[Tra
 
 
 def from_d4rl(file: Path, name: str, steps: int | None) -> dict[str, tuple[Environment, list[Trajectory]]]:
-    """The same from one of D4RL's files; reference returns are D4RL's, where it has them for this environment."""
+    """The same from one of D4RL's files; reference returns are D4RL's, if it has any for this environment.
+
+    Raises ValueError, one line, if the file does not belong to the environment.
+    """
     from workers.control import d4rl
 
     trajectories = d4rl.read(file)
     env = make(name, steps)
     actions = Actions(env)
-    seen = int(np.prod(env.observation_space.shape))
+    seen = observation_width(env)
     wanted, got = (seen, actions.width), (trajectories[0].observations.shape[1], trajectories[0].actions.shape[1])
     if actions.choices is not None or wanted != got:
         raise ValueError(
@@ -99,7 +106,8 @@ def from_d4rl(file: Path, name: str, steps: int | None) -> dict[str, tuple[Envir
             f"{wanted[1] if actions.choices is None else 'discrete ones'}: another environment"
         )
     scaled = [Trajectory(t.observations, actions.from_environment(t.actions), t.rewards) for t in trajectories]
-    steps = steps or env.spec.max_episode_steps or max(map(len, trajectories))
+    own_limit = None if env.spec is None else env.spec.max_episode_steps
+    steps = steps or own_limit or max(map(len, trajectories))
     best = max(t.total for t in trajectories)
     reference = d4rl.reference(name) or d4rl.Reference(0.0, best)
     about = describe(name, steps, scaled, reference.random, reference.expert, best)
@@ -109,9 +117,9 @@ def from_d4rl(file: Path, name: str, steps: int | None) -> dict[str, tuple[Envir
 
 
 def build_model(environments: list[Environment], action_numbers: int, longest: int) -> DecisionTransformerModel:
-    """The untrained model; longest: steps of an episode that it can tell apart.
+    """The untrained model. longest: how many steps of an episode it can tell apart.
 
-    Its inner position embedding is one row: `forward` feeds zero position ids alone.
+    Its inner position embedding has one row, since `forward` feeds no position ids but zero.
     """
     return DecisionTransformerModel(
         DecisionTransformerConfig(
@@ -132,9 +140,9 @@ def build_model(environments: list[Environment], action_numbers: int, longest: i
 
 
 class Windows:
-    """Windows of a few steps at any place of any episode, as batches of tensors; short episodes end in zeros.
+    """Windows of a few steps from anywhere in any episode, as batches of tensors; short episodes end in zeros.
 
-    Half of them begin in an episode's first 35 %: how it begins is harder, and seen less often, than how it goes on.
+    Half of them begin in the first 35 % of an episode: its beginning is harder, and less common, than the rest.
     """
 
     def __init__(self, found: list[tuple[Environment, list[Trajectory]]], config: DecisionTransformerConfig) -> None:
@@ -142,8 +150,11 @@ class Windows:
         self.config = config
 
     def draw(self, rng: np.random.Generator, rows: int, window: int) -> dict[str, torch.Tensor]:
-        """Arguments of `DecisionTransformerModel.forward`, and `fitted`: 1 where an action counts, else 0."""
-        out = {
+        """Arguments of `DecisionTransformerModel.forward`, each (rows, window, ...).
+
+        And `fitted`, (rows, window, action numbers): 1 where an action counts, else 0.
+        """
+        out: dict[str, np.ndarray] = {
             "states": np.zeros((rows, window, self.config.state_dim), np.float32),
             "actions": np.zeros((rows, window, self.config.act_dim), np.float32),
             "returns_to_go": np.zeros((rows, window, 1), np.float32),
@@ -167,7 +178,7 @@ class Windows:
 
 
 def train(model: DecisionTransformerModel, windows: Windows, steps: int, rows: int, window: int, seed: int) -> None:
-    """Train in place to repeat the actions (mean squared error). The learning rate rises, then falls linearly to 0."""
+    """Train in place to predict the actions (mean squared error). The learning rate rises, then falls linearly to 0."""
     rng = np.random.default_rng(seed)
     peak = 1e-3
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
@@ -227,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(chosen)
     except ValueError as error:
-        print(f"pretrain_control: {error}", file=sys.stderr)
+        print(f"workers.pretraining.control: {error}", file=sys.stderr)
         return 2
 
 

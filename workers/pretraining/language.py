@@ -1,12 +1,11 @@
-"""Train a small recall model and its tokenizer from nothing.
+"""Train a small recall model and its tokenizer from scratch.
 
     python -m workers.pretraining.language --model NAME --out FOLDER
 
-`llama` is the model that memories are evolved on, `qwen3` the larger one, of another architecture, that they are
-carried to.
+Memories are evolved on `llama` and transferred to `qwen3`, a larger model of another architecture.
 
-Plain next-token training on short recall documents, several questions each. Knows nothing of memories: longer
-prompts are reached afterwards by NTK-scaled RoPE alone (`--measure` prints how well).
+This is plain next-token training on short recall documents with several questions each. Knows nothing of memories:
+longer prompts are reached afterwards by NTK-scaled RoPE alone (`--measure` prints how well).
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads on share
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import argparse
+import dataclasses
 import random
 import sys
 import time
@@ -43,21 +43,21 @@ from workers.tasks.sources import recall
 LENGTHS = (32, 64, 128, 256)  # tokens of a document
 BATCH_TOKENS = 4096
 SHARES = {"passkey": 0.35, "topic": 0.2}  # of the documents that hold this kind besides a fact kind
-FEW = {"facts": 4, "topic_words": 8}  # densities that a prompt of training length can hold
+FEW: dict[str, Any] = {"facts": 4, "topic_words": 8}  # densities that a prompt of training length can hold
 SPECIAL = ("<unk>", "<pad>", "<eos>")
 
 
 def build_tokenizer(
     words: tuple[str, ...] = words.vocabulary(), special: tuple[str, ...] = SPECIAL
 ) -> PreTrainedTokenizerFast:
-    """A unigram tokenizer whose pieces are the words given, and bytes for the rest: no text is lost.
+    """A unigram tokenizer whose pieces are the given words, and bytes for everything else: no text is lost.
 
-    special: `SPECIAL`, and further tokens behind them that are found in a text by their name.
+    special: `SPECIAL`, followed by any further tokens that a text may contain by name.
     """
     pieces = [(piece, -2.0) for piece in words]
     vocabulary = [(token, -20.0) for token in special] + pieces + [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
-    # A "<" stands alone, so that a text which spells a byte token ("<0x41>") is not read as that byte.
+    # A "<" is split off, so that a text which spells a byte token ("<0x41>") is not read as that byte.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split("<", "isolated"),
@@ -109,7 +109,7 @@ MODELS = {"llama": (llama, 2300), "qwen3": (qwen3, 1500)}  # and how many optimi
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, which: str = "llama") -> PreTrainedModel:
-    """An untrained model of `MODELS`. Its initialisation decides whether it learns at all (`docs/LOG.md`)."""
+    """An untrained model of `MODELS`. Whether it learns at all depends on its initialisation (`docs/LOG.md`)."""
     build, _ = MODELS[which]
     model = build(
         {
@@ -133,7 +133,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, which: str = "llama") -> Pre
 
 
 def training_document(rng: random.Random, tokens: int) -> tuple[list[str], list[bool]]:
-    """A document of `tokens` pieces with several questions in its last quarter; which pieces are answers."""
+    """A document of `tokens` pieces with several questions in its last quarter, and which of the pieces are answers."""
     while True:
         few = 2 + int(rng.random() * (min(tokens, 160) // 16 - 1))
         config = recall.RecallConfig(
@@ -196,10 +196,9 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int
 
 @torch.no_grad()
 def exact_match(model: PreTrainedModel, rows: list[tuple[list[int], list[int], list[int]]]) -> float:
-    """Share of rows whose whole answer is the likeliest continuation.
+    """Share of rows whose whole answer is the most likely continuation.
 
-    A row is (prompt ids, answer ids, positions kept): the model sees the kept tokens alone, at their true
-    positions.
+    A row is (prompt ids, answer ids, positions kept): the model sees only the kept tokens, at their true positions.
     """
     right = 0
     for prompt, answer, kept in rows:
@@ -217,7 +216,10 @@ def measure(folder: Path, lengths: list[int], alphas: list[float], samples: int)
     theta = config.rope_parameters["rope_theta"]
     print("tokens alpha cache  mean  " + " ".join(f"{kind:>9}" for kind in recall.KINDS))
     for tokens in lengths:
-        tasks = recall.RecallTasks(recall.RecallConfig(tokens=tokens, **({} if tokens > 300 else FEW)))
+        config_of_length = recall.RecallConfig(tokens=tokens)
+        if tokens <= 300:
+            config_of_length = dataclasses.replace(config_of_length, **FEW)
+        tasks = recall.RecallTasks(config_of_length)
         rows: dict[tuple[str, str], list] = {}
         for kind in recall.KINDS:
             for index in range(samples):

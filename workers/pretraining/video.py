@@ -1,8 +1,8 @@
-"""Train the small video-language model and its tokenizer from nothing.
+"""Train the small video-language model and its tokenizer from scratch.
 
     python -m workers.pretraining.video --out FOLDER
 
-Answers alone are learnt, of several questions on short clips. Knows nothing of memories: longer clips are reached
+It learns the answers to several questions about short clips. Knows nothing of memories: longer clips are reached
 afterwards by NTK-scaled RoPE alone (`--measure` prints how well).
 """
 
@@ -18,6 +18,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,7 @@ NAMING = 0.5  # weight of naming beside the questions
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionForConditionalGeneration:
-    """The untrained model. Its initialisation decides whether it learns at all (`docs/LOG.md`)."""
+    """The untrained model. Whether it learns at all depends on its initialisation (`docs/LOG.md`)."""
     text = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -59,7 +60,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionForConditio
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
+        head_dim=32,  # type: ignore[call-arg]  # the model reads it, its configuration does not declare it
         max_position_embeddings=max(LENGTHS) * CELLS**2 + 64,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True,
@@ -79,8 +80,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionForConditio
     config = LlavaOnevisionConfig(
         vision_config=vision,
         text_config=text,
-        video_token_index=tokenizer.convert_tokens_to_ids(MARK),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.get_vocab()[MARK],
+        image_token_index=tokenizer.get_vocab()["<image>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_grid_pinpoints=[[clips.SIDE, clips.SIDE]],
@@ -99,20 +100,20 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionForConditio
 
 
 def pixels(frames: np.ndarray) -> Tensor:
-    """(..., height, width, 3) uint8 as the vision tower wants it: (..., 3, height, width) float32 in [-1, 1]."""
+    """Frames (..., height, width, 3) uint8 as the vision tower takes them: (..., 3, height, width) float32, -1 to 1."""
     return torch.from_numpy(frames).movedim(-1, -3).float() / 127.5 - 1
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A clip, what is asked about it, and what may be said of each of its tokens."""
+    """A clip, what is asked about it, and what each of its tokens shows."""
 
     frames: np.ndarray
     """(frames, height, width, 3) uint8."""
     questions: list[tuple[str, clips.Question]]
-    """Kind and question."""
+    """Kind and content of each question."""
     said: np.ndarray
-    """(tokens, 3) int64: shape, colour and time of day as indices; -1 where nothing is seen of a shape."""
+    """(tokens, 3) int64: indices of shape, colour and time of day; -1 where no shape is to be seen."""
 
 
 def described(clip: clips.Clip, covered: np.ndarray) -> np.ndarray:
@@ -129,7 +130,7 @@ def described(clip: clips.Clip, covered: np.ndarray) -> np.ndarray:
 
 
 def lesson(rng: random.Random, frames: int, kinds: tuple[str, ...]) -> Lesson:
-    """A clip of one family of kinds, and questions of all of that family's."""
+    """A clip of one family of kinds, with questions of all kinds of that family."""
     show = clips.KINDS[choose(rng, kinds)][0]
     stay = 1 + int(rng.random() * 3)
     most = min(8, max(1, frames // stay))
@@ -143,13 +144,15 @@ def lesson(rng: random.Random, frames: int, kinds: tuple[str, ...]) -> Lesson:
 
 
 def naming(features: Tensor, said: Tensor, words: Tensor, ids: dict[str, int]) -> Tensor:
-    """Loss of naming, from each token alone, what it shows: features point to the words of what is seen there.
+    """The loss of naming what each token shows, from that token alone: features point to the words for it.
 
-    features: (tokens, size); said: (tokens, 3); words: (vocabulary, size), the tied embeddings.
+    features: (tokens, size); said: (tokens, 3), as in `Lesson`; words: (vocabulary, size), the tied embeddings; ids: of
+    the pieces.
     """
     total = features.new_zeros(())
     features = features * features.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
-    for column, names in enumerate((clips.SHAPES, clips.COLOURS, clips.TIMES)):
+    columns: tuple[Iterable[str], ...] = (clips.SHAPES, clips.COLOURS, clips.TIMES)
+    for column, names in enumerate(columns):
         for end in ("", "?") if column < 2 else ("",):
             rows = torch.tensor([ids[f" {name}{end}"] for name in names])
             total = total + torch.nn.functional.cross_entropy(
@@ -159,7 +162,7 @@ def naming(features: Tensor, said: Tensor, words: Tensor, ids: dict[str, int]) -
 
 
 def rows(lessons: list[Lesson], ids: dict[str, int]) -> tuple[Tensor, Tensor]:
-    """Token ids (clips, tokens), padded on the right, and the places (clips, QUESTIONS) of the answers in them."""
+    """Token ids (clips, tokens), padded on the right, and the positions (clips, QUESTIONS) of the answers in them."""
     filled, answers = [], []
     for one in lessons:
         row = [ids[clips.OPENING]] + [ids[MARK]] * (len(one.said) + 1)
@@ -225,9 +228,9 @@ def train(
 
 @torch.inference_mode()
 def measure(folder: Path, kinds: list[str], lengths: list[int], alphas: list[float], samples: int) -> None:
-    """Print the share of right answers per kind for each number of frames and NTK alpha.
+    """Print the share of right answers of each kind for each number of frames and NTK alpha.
 
-    full: all tokens; oracle: the relevant ones alone, at their true positions.
+    `full` is with all tokens, `oracle` with only the relevant ones, at their true positions.
     """
     print("frames tokens alpha cache  mean  " + " ".join(f"{kind:>7}" for kind in kinds))
     for frames in lengths:

@@ -21,15 +21,16 @@ from workers.timing import Timing, measure
 from workers.unit import SampleRef
 
 RECENT_TOKENS = 2**24
-"""Tokens of prompts that a worker holds: 64 MiB."""
+"""Tokens of prompts that a worker holds in memory: 64 MiB."""
 
 
 class Language(Target[Prompt]):
-    """A causal language model of transformers."""
+    """A causal language model from transformers."""
 
     stores = True
 
     def __init__(self, config: EvaluatorConfig, arrays: ArrayCache) -> None:
+        """See `Target`."""
         self.config = config
         self.tasks = load_tasks(config.tasks)
         self.model, self.tokenizer = models.load(config.model)
@@ -46,10 +47,11 @@ class Language(Target[Prompt]):
 
     @staticmethod
     def check(config: ModelConfig) -> None:
+        """See `Target.check`."""
         models.check(config)
 
     def sample(self, ref: SampleRef) -> Prompt:
-        """The sample's token ids, from this process, from Redis, or made anew."""
+        """The sample's token ids: from this process or from Redis if they are there, else made."""
         if ref in self._recent:
             self._recent.move_to_end(ref)
             return self._recent[ref]
@@ -71,10 +73,12 @@ class Language(Target[Prompt]):
         return prompt
 
     def read(self, sample: Prompt, cache: MemoryCache) -> None:
+        """Feeds the prompt in one forward call."""
         ids = torch.from_numpy(sample.ids).long()[None].to(self.model.device)
         self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     def run(self, rows: list[Prompt], cache: MemoryCache | None) -> list[RowResult]:
+        """Answers the prompts greedily; a score is the task's metric."""
         answers = answer(
             self.model,
             [torch.from_numpy(p.ids).long() for p in rows],
@@ -86,6 +90,7 @@ class Language(Target[Prompt]):
         return graded(self.tasks, self.tokenizer, rows, answers)
 
     def identity(self, refs: tuple[SampleRef, ...]) -> dict[str, Any]:
+        """Weights and their arithmetic, tokenizer, tasks, and how prompts are made."""
         model = self.config.model
         return {
             "model": [self._weights_digest, model.dtype, model.ntk_alpha, self.model.device.type],
@@ -96,7 +101,8 @@ class Language(Target[Prompt]):
 
     def labels(self, sample: Prompt) -> list[str]:
         """The tokens as text."""
-        return [self.tokenizer.decode([token]) for token in sample.ids.tolist()]
+        return [str(self.tokenizer.decode([token])) for token in sample.ids.tolist()]
 
     def measure(self, sample: Prompt, cache: MemoryCache | None, tokens: int) -> Timing:
+        """See `Target.measure`."""
         return measure(self.model, torch.from_numpy(sample.ids).long(), cache, tokens)

@@ -1,7 +1,7 @@
 """Video-language models: frames and a question in, greedy text out, scored by the task's metric.
 
-The pictures are read once a sample; what the vision tower made of them stands in the prompt as embeddings, so that the
-memory sees a prompt like any other. Served is LLaVA-OneVision.
+A sample's pictures are read once; what the vision tower makes of them is put into the prompt as embeddings, so that
+the memory sees a prompt like any other. The only architecture served is LLaVA-OneVision.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from transformers import AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoModelForImageTextToText, LlavaOnevisionForConditionalGeneration, PreTrainedConfig
 
 from namm_core import MemoryCache
 from namm_core.answering import answer
@@ -31,9 +31,9 @@ from workers.timing import Timing, measure
 from workers.unit import SampleRef
 
 RECENT_BYTES = 2**28
-"""What a worker holds of recent samples: frames and embeddings."""
+"""Bytes of recent samples that a worker holds in memory: frames and embeddings."""
 PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
-"""Files that say what the vision tower wants, the first that is there."""
+"""Files that say how the vision tower wants its frames; the first one that exists is read."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +41,43 @@ class VideoPrompt:
     """A sample ready for the model."""
 
     prompt: Prompt
-    """Its tokens, with as many placeholders as the frames take."""
+    """Its tokens, with as many placeholders as the frames need."""
     frames: np.ndarray
     """(frames, height, width, 3) uint8."""
     videos: int
-    """How many videos the frames make, of equal length; each has a token behind its frames."""
+    """Number of videos, of equal length, that the frames make up; each has one more token after its frames."""
 
     @property
     def tokens(self) -> int:
+        """Length of the prompt, pictures included."""
         return self.prompt.tokens
 
     @property
     def relevant(self) -> np.ndarray:
+        """(relevant,) int32, positions of the tokens that an oracle keeps."""
         return self.prompt.relevant
 
 
 class Video(Target[VideoPrompt]):
-    """A video-language model of transformers."""
+    """A video-language model from transformers."""
+
+    model: LlavaOnevisionForConditionalGeneration
 
     def __init__(self, config: EvaluatorConfig, arrays: ArrayCache) -> None:
+        """See `Target`; raises ValueError too for prompts that are cut, and for another kind of model or processor."""
         if config.prompt.max_tokens is not None:
             raise ValueError("prompt.max_tokens would cut a video in the middle: give fewer frames (tasks.frames)")
         self.config = config
         self.tasks = load_tasks(config.tasks)
         _check_kind(models.settings(config.model), config.model.path)
-        self.model, self.tokenizer = models.load(config.model, AutoModelForImageTextToText)
+        model, self.tokenizer = models.load(config.model, AutoModelForImageTextToText)
+        assert isinstance(model, LlavaOnevisionForConditionalGeneration)
+        self.model = model
         found = (models.settings_file(config.model, name) for name in PROCESSORS)
         self._processor = next((settings for settings in found if settings), {})
-        self._pixels = Pixels.read(self._processor, self.model.config.vision_config.image_size)
+        vision = model.config.vision_config
+        assert isinstance(vision, PreTrainedConfig)
+        self._pixels = Pixels.read(self._processor, vision.image_size)
         self._weights_digest = models.weights_digest(config.model.path, config.model.revision, config.model.gguf)
         self._tokenizer_digest = models.tokenizer_digest(self.tokenizer)
         self._tasks_digest = content_key("tasks", **config.tasks)
@@ -77,16 +86,19 @@ class Video(Target[VideoPrompt]):
         self._recent_bytes = 0
         ends = self.model.generation_config.eos_token_id
         self._ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
-        vision = self.model.config.vision_config
         side = -(-(vision.image_size // vision.patch_size) // 2)  # the model halves each side of its features
         self.tokens_per_frame = side * side
 
     @staticmethod
     def check(config: ModelConfig) -> None:
+        """See `Target.check`."""
         _check_kind(models.settings(config), config.path)
 
     def sample(self, ref: SampleRef) -> VideoPrompt:
-        """The sample's frames and token ids, from this process or made anew. Raises ValueError for other samples."""
+        """The sample's frames and token ids, from this process if they are there, else made.
+
+        Raises ValueError, one line, for a sample without a video, or whose frames do not fit its marks.
+        """
         if ref in self._recent:
             self._recent.move_to_end(ref)
             return self._recent[ref][0]
@@ -98,9 +110,11 @@ class Video(Target[VideoPrompt]):
         return prompt
 
     def read(self, sample: VideoPrompt, cache: MemoryCache) -> None:
+        """Feeds the prompt, pictures included, in one forward call."""
         self.model(inputs_embeds=self.embedded(sample)[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     def run(self, rows: list[VideoPrompt], cache: MemoryCache | None) -> list[RowResult]:
+        """Answers the prompts greedily; a score is the task's metric."""
         prompts = [row.prompt for row in rows]
         answers = answer(
             self.model,
@@ -113,6 +127,7 @@ class Video(Target[VideoPrompt]):
         return graded(self.tasks, self.tokenizer, prompts, answers)
 
     def identity(self, refs: tuple[SampleRef, ...]) -> dict[str, Any]:
+        """Weights and their arithmetic, how pictures are prepared, tokenizer, tasks, and how prompts are made."""
         model = self.config.model
         return {
             "model": [self._weights_digest, model.dtype, model.ntk_alpha, self.model.device.type],
@@ -123,13 +138,14 @@ class Video(Target[VideoPrompt]):
         }
 
     def labels(self, sample: VideoPrompt) -> list[str]:
-        """The tokens as text; those of pictures say which frame they are of."""
-        labels, ids = [], sample.prompt.ids.tolist()
+        """The tokens as text; a picture's tokens are called after their frame and their place in it."""
+        labels: list[str] = []
+        ids = sample.prompt.ids.tolist()
         length = len(sample.frames) // sample.videos * self.tokens_per_frame + 1
         at = 0
         for token in ids:
             if token != self.model.config.video_token_id:
-                labels.append(self.tokenizer.decode([token]))
+                labels.append(str(self.tokenizer.decode([token])))
                 continue
             video, place = divmod(at, length)
             frame = video * (len(sample.frames) // sample.videos) + place // self.tokens_per_frame
@@ -138,20 +154,21 @@ class Video(Target[VideoPrompt]):
         return labels
 
     def measure(self, sample: VideoPrompt, cache: MemoryCache | None, tokens: int) -> Timing:
-        """The vision tower's time is left out: it is the same for every policy."""
+        """See `Target.measure`; the vision tower's time is left out, being the same for every policy."""
         embedded = self.embedded(sample)
         return measure(self.model, torch.from_numpy(sample.prompt.ids).long(), cache, tokens, embedded)
 
     @torch.inference_mode()
     def embedded(self, sample: VideoPrompt) -> Tensor:
-        """(tokens, size), the prompt as the language model reads it; the pictures' part is computed once."""
+        """(tokens, size), the prompt as the language model reads it; computed once while the sample is held."""
         ref = sample.prompt.ref
         held = self._recent.get(ref)
         if held is not None and held[0] is sample and held[1] is not None:
             self._recent.move_to_end(ref)
             return held[1]
         ids = torch.from_numpy(sample.prompt.ids).long().to(self.model.device)
-        embedded = self.model.get_input_embeddings()(ids)
+        embedding = self.model.get_input_embeddings()
+        embedded: Tensor = embedding(ids)
         if len(sample.frames):
             pixels = self._pixels.of(sample.frames).to(self.model.device, self.model.dtype)
             videos = pixels.unflatten(0, (sample.videos, -1))
@@ -162,7 +179,7 @@ class Video(Target[VideoPrompt]):
         return embedded
 
     def _expanded(self, sample: VideoSample) -> VideoPrompt:
-        """Tokens of a sample, each mark as many placeholders as its frames take."""
+        """The prompt of a sample, each mark replaced by as many placeholders as its frames need."""
         short = tokenise(sample, self.tokenizer, self.config.prompt)
         pictures = short.ids == self.model.config.video_token_id
         videos = int(pictures.sum())
@@ -198,15 +215,19 @@ class Video(Target[VideoPrompt]):
 
 @dataclass(frozen=True)
 class Pixels:
-    """How frames become what a vision tower wants: resized to a square, then (value / 255 - mean) / std."""
+    """How frames are prepared for a vision tower: resized to a square, then (value / 255 - mean) / std."""
 
     side: int
+    """Side of the square, in pixels."""
     mean: tuple[float, ...]
+    """Mean of each colour."""
     std: tuple[float, ...]
+    """Standard deviation of each colour."""
 
     @classmethod
     def read(cls, settings: dict[str, Any], side: int) -> Pixels:
-        """From a processor's settings. Raises ValueError, one line, where they ask for something else."""
+        """From a processor's settings; side: what the vision tower takes. Raises ValueError, one line, if they ask for
+        anything else."""
         size = settings.get("size") or {"height": side, "width": side}
         if size != {"height": side, "width": side}:
             raise ValueError(f"the model's processor asks for frames of {size}, its vision tower for {side} x {side}")

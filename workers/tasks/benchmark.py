@@ -1,7 +1,7 @@
-"""What all benchmarks share: a fixed list of records a task, split by content. Knows no benchmark and no model.
+"""What all benchmarks share: each task is a fixed list of records, split by content. Knows no benchmark and no model.
 
-Which split a record belongs to is decided by a hash of its document (the context), so that two questions on one
-document never stand on both sides, whatever the file's order and whichever tasks are used.
+A hash of a record's document (the context) decides to which split it belongs, so that two questions on one document
+are never in different splits, whatever the order of the file and whichever tasks are used.
 """
 
 from __future__ import annotations
@@ -24,29 +24,32 @@ class RecordsConfig:
     """What can be chosen for any fixed list of records, wherever they come from."""
 
     tasks: tuple[str, ...] = ()
-    """Tasks of this set; none: all that the benchmark has."""
+    """Tasks of this set; none given: all that the benchmark has."""
     revision: str | None = None
     """Branch, tag or commit of a data set on the Hub; None is its default branch."""
     fractions: tuple[float, ...] = (0.5, 0.2, 0.3)
-    """Shares of the documents that are for training, validation and the held-out table."""
+    """Shares of the documents for training, validation and the held-out table."""
     disjoint: bool = True
     """False: each split has all samples, as in the paper, which tests on what it trained on."""
     templates: dict[str, str] = field(default_factory=dict)
-    """Prompts of one's own by task; {name} stands for a record's value of that name."""
+    """Prompt templates of your own, by task; {name} stands for a record's value of that name."""
     max_new_tokens: dict[str, int] = field(default_factory=dict)
-    """Most tokens of an answer by task, where it shall not be the benchmark's."""
+    """Most tokens of an answer, by task, in place of the benchmark's own limit."""
     stop: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Texts that end an answer by task, where they shall not be the benchmark's."""
+    """Texts that end an answer, by task, in place of the benchmark's own."""
 
     def __post_init__(self) -> None:
-        if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
+        if len(self.fractions) != 3 or not min(self.fractions) >= 0 or not abs(sum(self.fractions) - 1) <= 1e-6:
             raise ValueError(f"fractions must be three shares that sum to 1, not {list(self.fractions)}")
         for name in ("templates", "max_new_tokens", "stop"):
-            if self.tasks and (unknown := set(getattr(self, name)) - set(self.tasks)):
+            if self.tasks and (unknown := set(vars(self)[name]) - set(self.tasks)):
                 raise ValueError(f"{name} names {', '.join(sorted(unknown))}, which tasks does not")
         for task, limit in self.max_new_tokens.items():
             if limit < 1:
                 raise ValueError(f"max_new_tokens of {task} must be at least 1, not {limit}")
+        for task, stops in self.stop.items():
+            if "" in stops:
+                raise ValueError(f"stop of {task} holds an empty text, which would end every answer: leave it out")
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ class Benchmark(Source, ABC):
     """The tasks of one benchmark (a `TaskSet`). A subclass says where records are and what a sample is made of.
 
     A task's file is read when it is first asked for. Training samples are drawn without replacement, pass after
-    pass: index i is place i % n in the order of pass i // n, each pass being shuffled by itself. Validation and
-    held-out samples have one order, by content, and an end.
+    pass: index i is place i % n in the order of pass i // n, and each pass has its own shuffled order. Validation
+    and held-out samples have one order, by content, and an end.
     """
 
     def __init__(self, config: RecordsConfig) -> None:
@@ -85,7 +88,7 @@ class Benchmark(Source, ABC):
         return self.config.tasks or self.known
 
     def records(self, task: str) -> RecordList:
-        """All records of a task. Raises ValueError, one line, where its file is missing or damaged."""
+        """All records of a task. Raises ValueError, one line, if its file is missing or damaged."""
         if task not in self.tasks:
             raise ValueError(f"unknown task {task!r}; tasks of this set: {', '.join(self.tasks)}")
         if task not in self._records:
@@ -93,11 +96,11 @@ class Benchmark(Source, ABC):
         return self._records[task]
 
     def size(self, task: str, split: str) -> int:
-        """Different samples of a split. Raises ValueError as `records` does, and where there is none."""
+        """Number of different samples in a split. Raises ValueError as `records` does, and if there are none."""
         return len(self._split(task, split))
 
     def answer_limit(self, task: str) -> int | None:
-        """Most tokens of an answer, where that is known without the task's file."""
+        """Most tokens of an answer, if that is known without the task's file."""
         return self.config.max_new_tokens.get(task)
 
     def fingerprint(self, task: str) -> str:
@@ -105,16 +108,18 @@ class Benchmark(Source, ABC):
         return self.records(task).fingerprint
 
     def sample(self, task: str, split: str, index: int) -> Sample:
-        """Sample `index` of a task's split. Raises ValueError as `records` does, and where an index is beyond the
-        end of a split that is not for training."""
+        """Sample `index` of a task's split.
+
+        Raises ValueError as `records` does, and for an index beyond the end of a split other than `train`.
+        """
         return self.make(task, split, index, self.record(task, split, index))
 
     def record(self, task: str, split: str, index: int) -> dict[str, Any]:
-        """What that sample is made of."""
+        """The record that the sample is made of. Raises ValueError as `sample` does."""
         return self.records(task)[self.place(task, split, index)]
 
     def place(self, task: str, split: str, index: int) -> int:
-        """Where that record stands among the task's records."""
+        """Index of that record among the task's records. Raises ValueError as `sample` does."""
         members = self._split(task, split)
         if split == "train":
             return self._shuffled(task, index // len(members))[index % len(members)]
@@ -124,14 +129,18 @@ class Benchmark(Source, ABC):
 
     @abstractmethod
     def read(self, task: str) -> RecordList:
-        """Finds and reads a task's file."""
+        """Finds and reads a task's file. Raises ValueError, one line, if it is missing or damaged."""
+
+    def check(self, task: str, record: dict[str, Any]) -> None:
+        """Raises ValueError, one line, for a record that no sample can be made of; called as the file is read."""
+        self.filled(task, record)
 
     @abstractmethod
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
         """The sample of a record."""
 
     def filled(self, task: str, record: dict[str, Any]) -> str | None:
-        """The configured template of a task with the record's values in it; None: there is no template."""
+        """The configured template of a task with the record's values in it; None if there is no template."""
         if task not in self.config.templates:
             return None
         return fill(self.config.templates[task], record, f"tasks.templates.{task}")
@@ -176,13 +185,19 @@ class Benchmark(Source, ABC):
 
 
 def fill(template: str, record: dict[str, Any], where: str) -> str:
-    """A template with the record's values in it. Raises ValueError for a name that the record does not have."""
+    """A template with the record's values in it.
+
+    where: where the template comes from, for messages. Raises ValueError for a name that the record does not have.
+    """
     try:
-        return template.format_map(record)
+        prompt = template.format_map(record)
     except KeyError as error:
         raise ValueError(f"{where}: the records have no {error}; they have {', '.join(record)}") from None
     except (ValueError, IndexError, AttributeError) as error:
         raise ValueError(f"{where}: is no template ({error}); a brace itself is written twice") from None
+    if not prompt.strip():
+        raise ValueError(f"{where}: gives a prompt that is blank")
+    return prompt
 
 
 def texts(value: Any) -> tuple[str, ...]:
@@ -191,7 +206,7 @@ def texts(value: Any) -> tuple[str, ...]:
 
 
 def read_json(file: Any, what: str) -> dict[str, Any]:
-    """A JSON object from a file. Raises ValueError, naming file and what was expected."""
+    """A JSON object from a file. Raises ValueError that names the file and what was expected."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

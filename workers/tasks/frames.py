@@ -12,7 +12,7 @@ import numpy as np
 SEEK = 5.0
 """Seconds that are decoded rather than jumped over."""
 SIDE = 448
-"""Longest side of the frames that are handed out, in pixels: a vision tower sees no more, and an hour would not fit."""
+"""Longest side of the frames that are returned, in pixels: a vision tower sees no more, and an hour would not fit."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,25 @@ def _opened(file: Path):
         import av
     except ModuleNotFoundError:
         raise ValueError(f"{file}: reading videos needs the package av: pip install 'namm[video]'") from None
-    if not file.is_file():
-        raise ValueError(f"{file}: there is no such video: bring it there, or name the folder that has it (tasks.path)")
+    find(file)
     try:
         with av.open(str(file)) as container:
             if not container.streams.video:
                 raise ValueError(f"{file}: holds no pictures; is it the right file?")
             yield container, container.streams.video[0]
     except (av.error.FFmpegError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        reason = (error.strerror if isinstance(error, av.error.FFmpegError) else "") or type(error).__name__
         raise ValueError(f"{file}: cannot be read as a video ({reason}); is the file whole?") from None
 
 
+def find(file: Path) -> None:
+    """Raises ValueError, one line, where there is no such file."""
+    if not file.is_file():
+        raise ValueError(f"{file}: there is no such video: bring it there, or name the folder that has it (tasks.path)")
+
+
 def look(file: Path) -> VideoFile:
-    """Length and rate of a video. Raises ValueError, one line."""
+    """Length and rate of a video. Raises ValueError, one line, if the file is missing or damaged."""
     with _opened(file) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
         if stream.duration is not None:
@@ -61,9 +66,9 @@ def look(file: Path) -> VideoFile:
 
 
 def at(video: VideoFile, seconds: list[float]) -> np.ndarray:
-    """The frames shown at the times given, ascending: (len(seconds), height, width, 3) uint8, RGB.
+    """The frames shown at the given times, in ascending order: (len(seconds), height, width, 3) uint8, RGB.
 
-    A time behind the last frame gives the last frame. Raises ValueError, one line, where a frame cannot be decoded.
+    A time after the last frame gives the last frame. Raises ValueError, one line, if a frame cannot be decoded.
     """
     frames = []
     with _opened(video.file) as (container, stream):

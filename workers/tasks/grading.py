@@ -17,7 +17,8 @@ def graded(tasks: TaskSet[Any], tokenizer: Tokenizer, prompts: list[Prompt], ans
     """What the answers to prompts are worth; the prompts are of `tasks`, the tokens of `tokenizer`."""
     results = []
     for prompt, got in zip(prompts, answers, strict=True):
-        prediction = cut(str(tokenizer.decode(got.tokens, skip_special_tokens=True)), prompt.stop, prompt.drops_breaks)
+        text = str(tokenizer.decode(got.tokens, skip_special_tokens=True))
+        prediction = cut(text, prompt.stop, prompt.drops_breaks)
         if prompt.metric == OWN_METRIC:
             value = tasks.grade(*prompt.ref, prediction)
         else:

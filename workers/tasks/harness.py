@@ -2,7 +2,7 @@
 
 An answer goes through all that `lm_eval` does with one: the task's filters, its metrics or its own `process_results`,
 and the aggregation of each metric. `lm_eval` (extra `benchmarks`) is imported when the first prompt is made: that takes
-seconds, and a head node or a worker that finds its prompts in Redis does without.
+seconds, and neither a head node nor a worker that finds its prompts in Redis needs it.
 
 Source: EleutherAI/lm-evaluation-harness 0.4.13, `lm_eval/evaluator.py`, `lm_eval/api/task.py` and `lm_eval/tasks`.
 """
@@ -37,8 +37,8 @@ class HarnessTask:
         name: the task's name in `lm_eval`.
         folder: the folder of `lm_eval/tasks` that defines it, or one of your own; None looks through all of them,
             which takes 9 s.
-        example: one record in the task's format, given instead of the data set that the task would fetch.
-        metadata: what a task that makes its own data is given (RULER: `max_seq_lengths`, `tokenizer`).
+        examples: records in the task's format, given instead of the data set that the task would fetch.
+        metadata: arguments of a task that generates its data (RULER: `max_seq_lengths`, `tokenizer`).
         metric: which of the task's numbers `grade` gives, named as in `lm_eval`'s tables: a metric, or metric and
             filter ("exact_match,flexible-extract"). None: the first metric of the first filter that is better when
             higher.
@@ -51,7 +51,7 @@ class HarnessTask:
         self,
         name: str,
         folder: str | None = None,
-        example: dict[str, Any] | None = None,
+        examples: Sequence[dict[str, Any]] | None = None,
         metadata: dict[str, Any] | None = None,
         metric: str | None = None,
     ) -> None:
@@ -70,13 +70,13 @@ class HarnessTask:
         if folder is None and not metadata:
             manager = _all_tasks()
         else:
-            place = None if folder is None else Path(tasks.__file__).parent / folder
+            place = None if folder is None else Path(str(tasks.__file__)).parent / folder
             manager = tasks.TaskManager(include_path=place, include_defaults=folder is None, metadata=metadata)
         if name not in manager.all_subtasks:
             raise ValueError(f"lm_eval has no task {name!r}: `lm_eval ls tasks` lists them")
         wanted: str | dict[str, Any] = name
-        if example is not None:
-            rows = datasets.Dataset.from_list([example])
+        if examples is not None:
+            rows = datasets.Dataset.from_list(list(examples))
             splits = _splits(manager, name)
             # only a group's members may be a known task with changes
             member = {"task": name, "custom_dataset": lambda **_: {split: rows for split in splits}}
@@ -258,12 +258,22 @@ def _seeded() -> Iterator[None]:
 
 def _splits(manager: Any, name: str) -> list[str]:
     """Names of the splits that a task asks its data set for."""
-    config = manager.task_index[name].cfg or {}
-    return [config[key] for key in ("test_split", "validation_split", "training_split") if config.get(key)] or ["test"]
+    config = _definition(manager, name)
+    keys = ("test_split", "validation_split", "training_split", "fewshot_split")
+    found = [config.get(key) for key in keys] + [(config.get("fewshot_config") or {}).get("split")]
+    return [split for split in dict.fromkeys(found) if split] or ["test"]
+
+
+def _definition(manager: Any, name: str) -> dict[str, Any]:
+    """A task's YAML with what it includes, functions as their names."""
+    entry = manager.task_index[name]
+    if entry.yaml_path is None:
+        return entry.cfg or {}
+    return importlib.import_module("lm_eval.tasks._yaml_loader").load_yaml(entry.yaml_path, resolve_func=False)
 
 
 def _what_to_fetch(manager: Any, name: str) -> str:
-    path = (manager.task_index[name].cfg or {}).get("dataset_path")
+    path = _definition(manager, name).get("dataset_path")
     if not path:
         return ""
     return (

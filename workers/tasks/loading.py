@@ -7,6 +7,7 @@ A source is a module of the package `workers.tasks.sources` that defines one dat
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +25,15 @@ def load_tasks(config: dict[str, Any]) -> TaskSet[Any]:
     Raises ValueError, one line, for an unknown source, option or task, and for whatever the set itself refuses.
     """
     options = dict(config)
-    source = options.pop("source", None)
+    settings, tasks = find(options.pop("source", None))
+    return tasks(from_mapping(settings, options, "tasks"))
+
+
+def find(source: Any) -> tuple[type, Callable[[Any], TaskSet[Any]]]:
+    """The class of a source's options, and that of its task sets.
+
+    Raises ValueError, one line, for an unknown source, or a file that lacks one of the two.
+    """
     known = plugins.modules(SOURCES)
     if source not in known:
         near = difflib.get_close_matches(str(source), known, n=1, cutoff=0.0)[0]
@@ -33,7 +42,7 @@ def load_tasks(config: dict[str, Any]) -> TaskSet[Any]:
         module = plugins.load(SOURCES, source, "source")
     except ModuleNotFoundError as error:
         raise ValueError(f"tasks.source: {source} needs the package {error.name}, which is not installed") from None
-    return _defined(module, "Tasks")(from_mapping(_defined(module, "Config"), options, "tasks"))
+    return _defined(module, "Config"), _defined(module, "Tasks")
 
 
 def _defined(module: ModuleType, suffix: str) -> type:

@@ -1,7 +1,7 @@
 """Writes recall samples as files in LongBench's format: `python -m workers.tasks.longbench_files --out FOLDER`.
 
-They are for trying the path of a real benchmark on the small model, which reads its own language only: with source
-`longbench` and the template `TEMPLATE` each prompt is the recall prompt that it was made of. Knows no model.
+With them the small model, which only reads its own language, can take the path of a real benchmark: with source
+`longbench` and the template `TEMPLATE`, each prompt is the recall prompt that it was made from. Knows no model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TEMPLATE = "{context}\n{input}"
 
 
 def record(tasks: RecallTasks, task: str, index: int) -> dict[str, object]:
-    """One training sample of a recall task as LongBench's record."""
+    """One training sample of a recall task as a record of LongBench."""
     sample = tasks.sample(task, "train", index)
     context, _, question = sample.prompt.rpartition("\n")
     return {
@@ -32,7 +32,7 @@ def record(tasks: RecallTasks, task: str, index: int) -> dict[str, object]:
 
 
 def write(folder: Path, config: RecallConfig, samples: int) -> None:
-    """`data/<kind>.jsonl` for each of the configured kinds."""
+    """Writes `data/<kind>.jsonl` for each of the configured kinds."""
     tasks = RecallTasks(config)
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for task in tasks.tasks:
@@ -41,7 +41,8 @@ def write(folder: Path, config: RecallConfig, samples: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Write recall samples as files in LongBench's format.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write data/<kind>.jsonl into")
     parser.add_argument("--samples", type=int, default=30, help="records of each kind")
     parser.add_argument("--tokens", type=int, default=264, help="length of a prompt in tokens of the small model")

@@ -1,12 +1,12 @@
 """LongBench's metrics, ChouBun's, RULER's and exact match: a prediction and references in, a score from 0 to 1 out.
 
 Knows nothing of prompts, models, or which task uses which metric. The libraries of the extra `benchmarks` are
-imported by the metrics that need them, when they first do.
+imported at the first use of a metric that needs them.
 
 Sources: THUDM/LongBench (Bai et al., *LongBench: A Bilingual, Multitask Benchmark for Long Context Understanding*,
 arXiv 2308.14508), whose numbers these functions give, oddities included. ChouBun (arXiv 2410.13166): LongBench's QA F1
-and ROUGE-L over the words that MeCab finds (`fugashi`, `-Owakati`); what it does with punctuation is taken to be what
-LongBench does in Chinese. NVIDIA/RULER (arXiv 2404.06654): references found in the prediction.
+and ROUGE-L over the words that MeCab finds (`fugashi`, `-Owakati`); punctuation is assumed to be treated as LongBench
+treats Chinese. NVIDIA/RULER (arXiv 2404.06654): references found in the prediction.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ CHINESE_PUNCTUATION = (
 
 
 def score(metric: str, prediction: str, references: Sequence[str], all_classes: Sequence[str] | None = None) -> float:
-    """Score of `prediction`, 0 to 1: the best over `references` by the metric of that name in `METRICS`.
+    """Score of `prediction` by the metric of that name in `METRICS`, 0 to 1.
 
-    The mean over them where the metric is in `MEANS`.
-    `all_classes`: the names of all classes; `classification_score` needs them.
-    Raises ValueError for an unknown metric, where there is no reference, and where the metric needs a library
-    that is not installed.
+    It is the best over `references`, or for the metrics in `MEANS` the mean over them. `all_classes`: the names of all
+    classes, which `classification_score` needs. Raises ValueError for an unknown metric, without a reference, and if
+    the metric needs a library that is not installed.
     """
     if metric not in METRICS:
         near = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.0)[0]
@@ -45,8 +44,16 @@ def score(metric: str, prediction: str, references: Sequence[str], all_classes: 
     return sum(scores) / len(scores) if metric in MEANS else max(scores)
 
 
+def check(metric: str, references: Sequence[str], all_classes: Sequence[str] | None = None) -> None:
+    """Raises ValueError, one line, where no prediction could be scored against these references."""
+    if metric not in METRICS:
+        raise ValueError(f"expected 'metric' to be one of {', '.join(METRICS)}; found {metric!r}")
+    if metric in _CHECKED:
+        score(metric, "", references, all_classes)
+
+
 def exact_match(prediction: str, reference: str) -> float:
-    """1 where both are the same text but for space at the ends."""
+    """1 if both are the same text apart from space at the ends, else 0."""
     return float(prediction.strip() == reference.strip())
 
 
@@ -66,7 +73,7 @@ def qa_f1_ja_score(prediction: str, reference: str) -> float:
 
 
 def rouge_score(prediction: str, reference: str) -> float:
-    """ROUGE-L F1 of words between spaces; 0 where either text has none, or full stops alone."""
+    """ROUGE-L F1 of words between spaces; 0 if either text has no words, or nothing but full stops."""
     rouge = _library("rouge", "rouge_score").Rouge(metrics=["rouge-l"])
     # The library recurses over the words of both texts. LongBench gives 0 where that overflows, which would
     # make a score depend on how deep in the program it is asked for.
@@ -91,10 +98,10 @@ def rouge_ja_score(prediction: str, reference: str) -> float:
 
 
 def classification_score(prediction: str, reference: str, all_classes: Sequence[str]) -> float:
-    """1 / (number of classes that the prediction names), where the right one is among them."""
+    """1 / (number of classes that the prediction names) if the right one is among them, else 0."""
     named = [name for name in all_classes if name in prediction]
-    # LongBench removes names that are parts of the right one while it iterates, and so skips the name behind
-    # each that it removes. Its published numbers come from that.
+    # LongBench removes names that are parts of the right one while it iterates, and so skips the name after each one
+    # that it removes. Its published numbers depend on that.
     for name in named:
         if name in reference and name != reference:
             named.remove(name)
@@ -102,24 +109,24 @@ def classification_score(prediction: str, reference: str, all_classes: Sequence[
 
 
 def retrieval_score(prediction: str, reference: str) -> float:
-    """Part of the prediction's numbers that equal the number of the reference, as in "Paragraph 3"."""
+    """Share of the prediction's numbers that equal the number of the reference, as in "Paragraph 3"."""
     return _share_of_numbers(prediction, _number_after("Paragraph ", reference))
 
 
 def retrieval_zh_score(prediction: str, reference: str) -> float:
-    """Part of the prediction's numbers that equal the number of the reference, as in "段落3"."""
+    """Share of the prediction's numbers that equal the number of the reference, as in "段落3"."""
     return _share_of_numbers(prediction, _number_after("段落", reference))
 
 
 def count_score(prediction: str, reference: str) -> float:
-    """Part of the prediction's numbers that equal the reference."""
+    """Share of the prediction's numbers that equal the reference."""
     return _share_of_numbers(prediction, reference)
 
 
 def code_sim_score(prediction: str, reference: str) -> float:
-    """Likeness, in hundredths, of the prediction's first line that is code (no back-tick, `#` or `//` in it).
+    """Similarity, in hundredths, of the prediction's first line of code (no back-tick, `#` or `//` in it).
 
-    LongBench takes `fuzz.ratio` of fuzzywuzzy, which is this sum over difflib, or another one where
+    LongBench calls `fuzz.ratio` of fuzzywuzzy, which computes this with difflib, or something else if
     python-Levenshtein happens to be installed; the published numbers are difflib's.
     """
     lines = prediction.lstrip("\n").split("\n")
@@ -128,7 +135,7 @@ def code_sim_score(prediction: str, reference: str) -> float:
 
 
 def string_match(prediction: str, reference: str) -> float:
-    """1 where the prediction holds the reference, whatever its case."""
+    """1 if the prediction contains the reference, ignoring case, else 0."""
     return float(reference.lower() in prediction.lower())
 
 
@@ -179,8 +186,10 @@ METRICS: dict[str, Callable[[str, str, Sequence[str] | None], float]] = {
     "string_match_list": _plain(string_match_list),
     "same_words": _plain(same_words),
 }
+_CHECKED = ("classification_score", "retrieval_score", "retrieval_zh_score")
+"""Metrics that want more of references than to be texts; none needs a library."""
 MEANS = ("string_match_all",)
-"""Metrics that want all references, not any of them."""
+"""Metrics for which every reference counts, not just the best."""
 
 
 def _library(name: str, metric: str) -> ModuleType:
@@ -222,7 +231,7 @@ def _japanese_words(text: str) -> list[str]:
 
 
 def _bare(cut: list[str]) -> list[str]:
-    """Words without case, punctuation and space; those of which nothing is left are left out."""
+    """Words without case, punctuation and space; words of which nothing remains are dropped."""
     punctuation = set(string.punctuation + CHINESE_PUNCTUATION)
     words = []
     for word in cut:

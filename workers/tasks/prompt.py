@@ -1,9 +1,10 @@
-"""A sample as tokens: what is computed once and kept in Redis. Knows no model."""
+"""A sample as tokens, which are computed once and kept in Redis. Knows no model."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -19,7 +20,7 @@ class Prompt:
     """A tokenised sample."""
 
     ref: SampleRef
-    """Which one."""
+    """Which sample it is."""
     ids: np.ndarray
     """(tokens,) int32, the prompt."""
     reference: np.ndarray
@@ -41,7 +42,7 @@ class Prompt:
 
     @property
     def tokens(self) -> int:
-        """How many tokens it has."""
+        """Length of the prompt."""
         return len(self.ids)
 
     def pack(self) -> np.ndarray:
@@ -61,9 +62,9 @@ class Prompt:
 
 
 def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None = None) -> Prompt:
-    """Tokenises a sample; character spans become token positions by the tokenizer's offsets.
+    """Tokenises a sample; the tokenizer's offsets turn character spans into token positions.
 
-    Raises ValueError where the tokenizer lacks the chat template or the opening token that `config` asks for.
+    Raises ValueError if the tokenizer lacks the chat template or the opening token that `config` asks for.
     """
     config = config or PromptConfig()
     text, shift, templated = sample.prompt, 0, config.chat_template and sample.chat
@@ -106,9 +107,9 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
 
 
 def middle_truncated(tokens: int, most: int | None) -> np.ndarray:
-    """Places of the tokens that stay: all, or the first and the last `most // 2` of them, as LongBench cuts.
+    """(kept,) int64, indices of the tokens that stay: all, or the first and the last `most // 2`, as LongBench cuts.
 
-    LongBench turns both halves into text and tokenises that anew, which may give more tokens than asked for; here
+    LongBench turns both halves into text and tokenises that again, which may give more tokens than asked for; here
     they stay as they are.
     """
     places = np.arange(tokens)
@@ -128,20 +129,20 @@ def cut(text: str, stop: tuple[str, ...], drops_breaks: bool = True) -> str:
 
 
 def _templated(prompt: str, tokenizer: Tokenizer, parts: bool = False) -> tuple[str, int]:
-    """The prompt as a user's turn, up to where the model answers, and how far the prompt's characters have moved.
+    """The prompt as a user's turn, up to where the model answers, and by how much the prompt's characters have moved.
 
-    parts: whether the template wants a turn as a list of parts, as those of models with pictures do.
+    parts: whether the template takes a turn as a list of parts, as templates of models for pictures do.
     """
     if not tokenizer.chat_template:
         raise ValueError("prompt.chat_template is on, but the model's tokenizer has no chat template: turn it off")
-    turn = [{"role": "user", "content": [{"type": "text", "text": prompt}] if parts else prompt}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    turn: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": prompt}] if parts else prompt}
+    text = str(tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True))
     # many templates strip what they are given
     return text, text.find(prompt.strip()) - (len(prompt) - len(prompt.lstrip()))
 
 
 def _opened(ids: np.ndarray, offsets: np.ndarray, tokenizer: Tokenizer, bos: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens with or without the opening one, whatever a template wrote."""
+    """ids (tokens,) and offsets (tokens, 2) with or without the opening token, whatever a template wrote."""
     opening = tokenizer.bos_token_id
     if opening is None:
         if bos == "always":

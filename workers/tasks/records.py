@@ -1,7 +1,7 @@
 """A task's records in files: JSON lines (in a zip or not), a JSON list, or parquet. Knows no task and no prompt.
 
-A file is read through once, which finds every damaged line and each record's digest; JSON lines are then read
-again one by one where they are asked for, since the files of some benchmarks are larger than a worker's memory.
+A file is read through once, which finds every damaged line and each record's digest. JSON lines are then read again one
+by one when they are asked for, since the files of some benchmarks are larger than a worker's memory.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from workers import hub
-
-Fields = Mapping[str, tuple[type, ...]]
-"""Keys that every record must have, and the types that their values may have."""
+from workers.tasks import fields as kinds
+from workers.tasks.fields import Fields
 
 
 def locate(path: str, revision: str | None, names: tuple[str, ...], what: str, key: str = "tasks.path") -> Path:
-    """The first of the files `names` in a folder, or in a data set on the Hub. Raises ValueError, one line.
+    """The first of the files `names` that is in a folder, or in a data set on the Hub.
 
-    names: relative to the folder, the usual one first; what: what the files are, for messages; key: the setting that
-    holds the path.
+    path: the folder, the data set's name, or the file itself; names: relative to the folder, the usual one first; what:
+    what the files are, for messages; key: the setting that holds the path. Raises ValueError, one line, if there is
+    none.
     """
     wanted = " or ".join(names)
     if Path(path).is_file():
@@ -51,18 +52,27 @@ class Records:
         file: `*.jsonl`, `*.json` (one list), `*.parquet`, or a `*.zip` whose `member` is JSON lines.
         fields: what each record must have.
         group: the key whose text says which records belong together (questions on one document).
-        only: keys and values of the records that are wanted; others are passed over.
+        only: keys and values that a record must have to be taken; others are skipped.
+        check: called with each record that is wanted; raises ValueError, one line, for one that cannot be used.
+        name: the key whose value names a record in what `check` says.
 
     Attributes:
-        digests: each record's SHA-256, of its sorted JSON.
+        digests: SHA-256 of each record, as JSON with sorted keys.
         groups: SHA-256 of each record's `group`.
         fingerprint: names all of them together.
 
-    Raises ValueError, naming file, line and what was expected, where the file is damaged.
+    Raises ValueError, naming file, line and what was expected, if the file is damaged.
     """
 
     def __init__(
-        self, file: Path, fields: Fields, group: str, member: str | None = None, only: Mapping[str, Any] | None = None
+        self,
+        file: Path,
+        fields: Fields,
+        group: str,
+        member: str | None = None,
+        only: Mapping[str, Any] | None = None,
+        check: Callable[[dict[str, Any]], None] | None = None,
+        name: str | None = None,
     ) -> None:
         self.file, self._where = file, f"{file}: {member}" if member else str(file)
         self._unit = "record" if file.suffix == ".json" else "line"
@@ -73,9 +83,17 @@ class Records:
         readers = {".parquet": self._rows_of_parquet, ".json": self._rows_of_list}
         rows = readers[file.suffix]() if file.suffix in readers else self._rows_of_lines(member)
         for number, offset, row in rows:
-            self._check(row, number, fields)
-            if any(row.get(key) != value for key, value in (only or {}).items()):
-                continue
+            place = f"{self._unit} {number}"
+            try:
+                kinds.check(row, fields)
+                if name is not None:
+                    place = f"{row[name]} ({place})"
+                if any(row.get(key) != value for key, value in (only or {}).items()):
+                    continue
+                if check is not None:
+                    check(row)
+            except ValueError as error:
+                raise ValueError(f"{self._where}, {place}: {error}") from None
             self.digests.append(hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest())
             self.groups.append(hashlib.sha256(str(row[group]).encode()).digest())
             if self._offsets is None:
@@ -96,7 +114,7 @@ class Records:
             return self._held[index]
         with open(self.file, "rb") as file:
             file.seek(self._offsets[index])
-            return json.loads(file.readline())
+            return _parsed(file.readline())
 
     def _rows_of_lines(self, member: str | None) -> Iterator[tuple[int, int, Any]]:
         offset = 0
@@ -104,31 +122,36 @@ class Records:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     try:
-                        yield number, offset, json.loads(line)
-                    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                        reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
+                        yield number, offset, _parsed(line)
+                    except (ValueError, RecursionError) as error:
                         raise ValueError(
-                            f"{self._where}, line {number}: expected one JSON object ({reason}); is the file whole?"
+                            f"{self._where}, line {number}: expected one JSON object ({_reason(error)}); is the file "
+                            "whole?"
                         ) from None
                 offset += len(line)
 
     def _open(self, member: str | None) -> io.BufferedIOBase:
-        if self.file.suffix != ".zip":
-            return open(self.file, "rb")
         try:
+            if member is None:
+                return open(self.file, "rb")
             return io.BytesIO(zipfile.ZipFile(self.file).read(member))
         except KeyError:
             raise ValueError(f"{self.file}: expected {member} in it") from None
-        except zipfile.BadZipFile as error:
+        except OSError as error:
+            raise ValueError(f"{self.file}: cannot be read ({error.strerror or error})") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # damaged, or with a password
             raise ValueError(f"{self.file}: expected a zip file ({error}); is the file whole?") from None
 
     def _rows_of_list(self) -> Iterator[tuple[int, int, Any]]:
         try:
-            rows = json.loads(self.file.read_bytes())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            rows = _parsed(self.file.read_bytes())
+        except OSError as error:
+            raise ValueError(f"{self.file}: cannot be read ({error.strerror})") from None
+        except (ValueError, RecursionError) as error:
             where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
-            raise ValueError(f"{self.file}{where}: expected a JSON list ({reason}); is the file whole?") from None
+            raise ValueError(
+                f"{self.file}{where}: expected a JSON list ({_reason(error)}); is the file whole?"
+            ) from None
         if not isinstance(rows, list):
             raise ValueError(f"{self.file}: expected a JSON list of records, found {type(rows).__name__}")
         yield from ((number, 0, row) for number, row in enumerate(rows, 1))
@@ -139,18 +162,29 @@ class Records:
 
         try:
             rows = parquet.read_table(self.file).to_pylist()
-        except (pyarrow.ArrowInvalid, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).split("\n")[0]
             raise ValueError(f"{self.file}: expected a parquet file ({reason}); is the file whole?") from None
         yield from ((number, 0, row) for number, row in enumerate(rows, 1))
 
-    def _check(self, row: Any, number: int, fields: Fields) -> None:
-        line = f"{self._where}, {self._unit} {number}"
-        if not isinstance(row, dict):
-            raise ValueError(f"{line}: expected one JSON object, found {type(row).__name__}")
-        for key, types in fields.items():
-            names = " or ".join(t.__name__ for t in types)
-            if key not in row:
-                raise ValueError(f"{line}: expected the key {key!r} ({names}); found {', '.join(map(str, row))}")
-            if not isinstance(row[key], types):
-                raise ValueError(f"{line}: expected {key!r} to be {names}, found {type(row[key]).__name__}")
+
+def _parsed(text: bytes) -> Any:
+    """JSON in which no object has a key twice. Raises ValueError."""
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+    return found
+
+
+def _reason(error: Exception) -> str:
+    """Why a text is no JSON, in a few words."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    if isinstance(error, RecursionError):
+        return "too deeply nested"
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).split("; ")[0]

@@ -1,6 +1,6 @@
 """The words of the recall tasks, each one token of the small model. Knows no tasks and no model.
 
-A piece is a token's exact text, with the space or line break in front of it; a text is its pieces joined.
+A piece is the exact text of one token, with the space or line break in front of it; a text is its pieces joined.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PREPOSITIONS = tuple("near behind beyond beside above around".split())
 
 
 def spaced(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Words as pieces inside a sentence."""
+    """Words as the pieces that they are inside a sentence."""
     return tuple(" " + word for word in words)
 
 
@@ -57,7 +57,7 @@ def asked(word: str) -> str:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All pieces, without repetition, in a fixed order."""
+    """All pieces, each once, in a fixed order."""
     topics = tuple(TOPICS)
     plain = NAMES + CITIES + COLOURS + topics + sum(TOPICS.values(), ())
     plain += sum(PASSKEY, ()) + NOUNS + VERBS + ADJECTIVES + ADVERBS + PREPOSITIONS

@@ -9,37 +9,37 @@ Knows nothing of spectrograms, thresholds or caches.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from namm_core.config import NammConfig
-from namm_core.scoring.embedding import Tokens
+from namm_core.scoring.base_scorer import BaseScorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from namm_core.protocols import Tokens
 
 
-def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes inside `theta`, in order; matrices are (in, out), row-major."""
-    e = config.features
-    return {"w1": (e, e), "b1": (e,), "w2": (e,), "b2": (1,)}
+class MLP(BaseScorer):
+    """h = e + relu(e W1 + b1), score = h . w2 + b2."""
 
+    def layout(self, config: NammConfig) -> dict[str, tuple[int, ...]]:
+        """Names and shapes inside `theta`, in order; matrices are (in, out), row-major."""
+        e = config.features
+        return {"w1": (e, e), "b1": (e,), "w2": (e,), "b2": (1,)}
 
-def prepare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `score` needs of weights as in `layout`."""
-    return weights
+    def score(self, prepared: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None) -> Tensor:
+        """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), in any order of tokens.
 
+        prepared: the weights, with one row or as many as the embeddings; widths plays no part.
+        """
+        flat = embeddings.flatten(1, 2)
+        if prepared["w1"].shape[0] == 1 and len(embeddings) > 1:
+            flat = flat.flatten(0, 1)[None]
+        hidden = flat + prepared["b1"][:, None].baddbmm(flat, prepared["w1"]).relu()
+        scores = prepared["b2"][:, None].baddbmm(hidden, prepared["w2"][..., None])
+        return scores.view(embeddings.shape[:3])
 
-def score(weights: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None) -> Tensor:
-    """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features), in any order of tokens.
-
-    weights: as `layout`, with one row or as many as the embeddings; widths: of no use here.
-    """
-    flat = embeddings.flatten(1, 2)
-    if weights["w1"].shape[0] == 1 and len(embeddings) > 1:
-        flat = flat.flatten(0, 1)[None]
-    hidden = flat + torch.baddbmm(weights["b1"][:, None], flat, weights["w1"]).relu()  # h = e + relu(e W1 + b1)
-    scores = torch.baddbmm(weights["b2"][:, None], hidden, weights["w2"][..., None])  # h . w2 + b2
-    return scores.view(embeddings.shape[:3])
-
-
-def score_tokens(weights: dict[str, Tensor], tokens: Tokens, widths: list[int]) -> Tensor:
-    """Scores (rows, kv_heads, columns) of a layer's tokens, columns as there."""
-    return score(weights, tokens.embeddings(), widths)
+    def score_tokens(self, prepared: dict[str, Tensor], tokens: Tokens, widths: list[int]) -> Tensor:
+        """Scores (rows, kv_heads, columns) of a layer's tokens, columns as there."""
+        return self.score(prepared, tokens.embeddings(), widths)

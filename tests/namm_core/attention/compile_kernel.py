@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from namm_core.attention import triton_kernels as kernel  # noqa: E402
+from namm_core.attention.triton_kernels import attention_kernel, spectrogram_kernel  # noqa: E402
 
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 FLOATS = ("scaling", "softcap", "decay")
@@ -59,9 +59,9 @@ def both(capability: int, size: int = 128, groups: int = 4, dtype: torch.dtype =
     number, held = ("*bf16", "*fp16") if dtype == torch.bfloat16 else ("*fp32", "*fp32")
     same = {"QUERY_HEADS": 8 * groups, "GROUPS": groups, "SIZE": size, "WIDTH": size, "CAPPED": False}
     same |= {"PRECISION": "tf32x3", "INTERPRETED": False}
-    queries, keys = kernel._attention_tile(size, dtype)
+    queries, keys = attention_kernel._attention_tile(size, dtype)
     first = compiled(
-        kernel._attention,
+        attention_kernel._attention,
         dict.fromkeys(("query", "key", "value", "out"), number)
         | {"sums": "*fp32"}
         | dict.fromkeys(("first", "lengths"), "*i32"),
@@ -69,9 +69,9 @@ def both(capability: int, size: int = 128, groups: int = 4, dtype: torch.dtype =
         capability,
         8 if queries >= 128 else 4,
     )
-    keys = kernel._spectrogram_tile(size, dtype)
+    keys = spectrogram_kernel._spectrogram_tile(size, dtype)
     second = compiled(
-        kernel._spectrogram,
+        spectrogram_kernel._spectrogram,
         dict.fromkeys(("query", "key"), number)
         | dict.fromkeys(("sums", "average", "basis"), "*fp32")
         | dict.fromkeys(("carried", "pending", "after"), held)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
 from benchmarks.waiting import WaitingFleet, result_of
-from orchestrator.dispatch.dispatcher import DEATHS, TRIES, Dispatcher, WorkFailed
+from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.faults import DEATHS, TRIES
+from orchestrator.dispatch.work import WorkFailed
 from orchestrator.spec import WorkerSpec
 from orchestrator.storage.journal import Journal
 from workers.unit import Failure, PolicySpec, SampleRef
@@ -46,18 +50,17 @@ def test_any_number_of_workers(start, workers):
 
 
 def test_slow_workers_get_less_and_hold_nobody_up(start):
-    fleet = WaitingFleet([0.01, 0.01, 0.01, 0.5])
+    fleet = WaitingFleet([0.01, 0.01, 0.01, 2.0])
     dispatcher = start(fleet)
-    started = time.monotonic()
     assert dispatcher.evaluate(POLICIES, REFS) == EXPECTED
-    took = time.monotonic() - started
     slow = sum(len(units) for worker, units in fleet.sent if worker == 3)
     assert slow <= 2 and dispatcher.cost.copies >= 1  # what it held was copied, and the first answer won
-    assert took < 0.48 and told_once(dispatcher) == 77
+    assert 3 in fleet.busy and told_once(dispatcher) == 77  # it was not waited for
     # Its late answer changes nothing.
     more = [SampleRef("topic", "train", i) for i in range(40)]
     assert dispatcher.evaluate(POLICIES, more) == [[result_of(p, ref) for ref in more] for p in POLICIES]
-    assert told_once(dispatcher) == 77 + 280
+    dispatcher.quiet()
+    assert not fleet.busy and told_once(dispatcher) == 77 + 280
 
 
 def test_equal_workers_copy_next_to_nothing(start):
@@ -198,3 +201,12 @@ def test_too_many_failing_samples_are_something_else(start):
     fleet = WaitingFleet([0.0005] * 2, lambda worker, unit: Failure("error", "FileNotFoundError: data"))
     with pytest.raises(WorkFailed, match="more than 100 samples failed.*FileNotFoundError"):
         start(fleet).evaluate(POLICIES[:1], [SampleRef("residence", "train", i) for i in range(200)])
+
+
+def test_the_dispatcher_loads_neither_ray_nor_a_model():
+    """Whoever hands out work to another fleet, or only reads a run, does not wait for what it does not use."""
+    code = "import sys, orchestrator.dispatch.dispatcher\n"
+    code += "heavy = {'ray', 'torch', 'transformers', 'mlflow'} & set(sys.modules)\n"
+    code += "sys.exit(', '.join(sorted(heavy)) or None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

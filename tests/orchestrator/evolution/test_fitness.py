@@ -8,12 +8,14 @@ import math
 import numpy as np
 import pytest
 
-from orchestrator.evolution.fitness import contributions
-from orchestrator.evolution.loop import evolve, fitness_of, training_samples
+from orchestrator.evolution.fitness import contributions, fitness_of
+from orchestrator.evolution.loop import evolve
+from orchestrator.evolution.samples import training_samples
 from orchestrator.paired import paired_interval
+from orchestrator.protocols import Recorder
 from orchestrator.spec import FitnessSpec, JobSpec, StageSpec
 from orchestrator.storage.journal import BASE, Journal, policy_key
-from tests.orchestrator.landscape import STATISTICS, TARGET, Noisy, job, run
+from tests.orchestrator.landscape import Noisy, job, problem, run
 from workers.unit import PolicySpec, SampleRef, SampleResult
 
 
@@ -97,6 +99,14 @@ def test_a_base_score_is_asked_once_and_found_again_after_a_generation_is_told(t
     assert policy_key(full) == BASE
 
 
+class Journalled(Recorder):
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+    def told(self, record, settled):
+        self.journal.tell(record, list(settled))
+
+
 def test_samples_that_come_round_ask_for_no_base_that_is_known(tmp_path):
     """Over a real journal: stages and generations share it."""
     landscape, made = Noisy(), []
@@ -112,9 +122,7 @@ def test_samples_that_come_round_ask_for_no_base_that_is_known(tmp_path):
 
     stages = (StageSpec(("residence",), generations=4), StageSpec(("residence", "topic"), generations=4))
     spec = job(stages=stages)
-    outcome = evolve(
-        spec, evaluate, STATISTICS, len(TARGET), lambda r, s: journal.tell(r, s), size=lambda task, split: 5
-    )
+    outcome = evolve(spec, problem(evaluate, size=lambda task, split: 5), Journalled(journal))
     asked = [ref for g in outcome.generations for ref in _refs(spec, g)]
     assert len(made) == len(set(made)) < len(asked) and {ref.split for ref in made} == {"train", "validation"}
     assert {ref for ref in made if ref.split == "train"} == set(asked)

@@ -3,84 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from orchestrator.evaluation import held_out as evaluation
-from orchestrator.evolution.loop import evolve, fitness_of, training_samples, validation_samples
-from orchestrator.search.cma_es import SearchConfig
+from orchestrator.evaluation.sizes import Sizing
+from orchestrator.evolution.fitness import fitness_of
+from orchestrator.evolution.loop import Evolved, evolve
+from orchestrator.evolution.samples import training_samples, validation_samples
+from orchestrator.policy_entries import PolicyEntry
 from orchestrator.spec import FitnessSpec, JobSpec, ValidationSpec
-from workers.config import ModelConfig
+from tests.orchestrator import landscape
+from tests.orchestrator.landscape import STATISTICS, TARGET, Kept, Landscape, problem
 from workers.unit import PolicySpec, SampleRef, SampleResult
 
-STATISTICS = (np.zeros(17), np.ones(17), 1.0)
-TARGET = np.linspace(-0.2, 0.2, 10)
-
-
-class Landscape:
-    """Answers better the nearer theta lies to TARGET; keeps more the larger theta's last number is."""
-
-    def __init__(self, broken: SampleRef | None = None) -> None:
-        self.asked: list[tuple[int, list[SampleRef]]] = []
-        self.broken = broken
-
-    def __call__(self, policies, samples, progress=lambda done: None):
-        self.asked.append((len(policies), list(samples)))
-        progress(len(policies) * len(samples))
-        return [[self.one(policy, ref) for ref in samples] for policy in policies]
-
-    def one(self, policy: PolicySpec, ref: SampleRef) -> SampleResult | None:
-        if ref == self.broken:
-            return None
-        if policy.theta is None:
-            kept = policy.budget or 1.0
-            return SampleResult(*ref, 0.5, math.log(0.5), kept, [kept, kept], 100, "")
-        distance = float(np.linalg.norm(policy.theta - TARGET))
-        kept = 1 / (1 + math.exp(-20 * float(policy.theta[-1])))
-        value = math.exp(-distance)
-        return SampleResult(*ref, value, math.log(value), kept, [kept, kept], 100, "")
+LONG = {"heldout": ("colour",), "generations": 30, "validation": ValidationSpec(every=5, samples=3)}
 
 
 def job(**changes) -> JobSpec:
-    settings = {
-        "name": "test",
-        "model": ModelConfig("somewhere"),
-        "tasks": {"source": "recall"},
-        "train": ("residence", "topic"),
-        "heldout": ("colour",),
-        "generations": 30,
-        "search": SearchConfig(population=8, sigma0=0.05),
-        "fitness": FitnessSpec(samples=2),
-        "validation": ValidationSpec(every=5, samples=3),
-    }
-    return JobSpec(**{**settings, **changes})
+    return landscape.job(**{**LONG, **changes})
 
 
-def run(landscape: Landscape, past=(), **changes):
-    records = []
-
-    def tell(record, settled):
-        assert set(settled) == set(training_samples(job(**changes), record["generation"] - 1))
-        records.append(json.loads(json.dumps(record)))  # as the journal gives it back
-
-    return evolve(job(**changes), landscape, STATISTICS, len(TARGET), tell, past=past), records
+def run(evaluate: Landscape, past=(), **changes) -> tuple[Evolved, list[dict]]:
+    return landscape.run(job(**changes), evaluate, past)
 
 
 def test_it_finds_what_is_better():
-    landscape = Landscape()
-    outcome, records = run(landscape)
+    outcome, records = run(Landscape())
     assert len(records) == 30 and records == outcome.generations
     assert records[-1]["validation_score"] > records[4]["validation_score"] > 0.7
     assert np.linalg.norm(outcome.best.theta - TARGET) < 0.6 * np.linalg.norm(TARGET)
 
 
 def test_all_candidates_of_a_generation_see_the_same_fresh_samples():
-    landscape = Landscape()
-    run(landscape, generations=4)
-    asked = [samples for policies, samples in landscape.asked if policies == 10]  # 8, their mean, and full
+    evaluate = Landscape()
+    run(evaluate, generations=4)
+    asked = [samples for policies, samples in evaluate.asked if policies == 10]  # 8, their mean, and full
     assert len(asked) == 4 and all(len(samples) == 4 for samples in asked)
     everything = [ref for samples in asked for ref in samples]
     assert len(set(everything)) == len(everything)
@@ -89,10 +50,16 @@ def test_all_candidates_of_a_generation_see_the_same_fresh_samples():
     assert not other & set(everything)
 
 
+def test_a_generations_samples_are_settled_when_it_is_told():
+    kept = Kept()
+    evolve(job(generations=3), problem(Landscape()), kept)
+    assert kept.settled == [training_samples(job(generations=3), generation) for generation in range(3)]
+
+
 def test_held_out_kinds_and_samples_choose_nothing():
-    landscape = Landscape()
-    run(landscape)
-    seen = {ref for _, samples in landscape.asked for ref in samples}
+    evaluate = Landscape()
+    run(evaluate)
+    seen = {ref for _, samples in evaluate.asked for ref in samples}
     assert {ref.split for ref in seen} == {"train", "validation"}
     assert "colour" not in {ref.task for ref in seen}
 
@@ -112,10 +79,10 @@ def test_same_seed_same_bits_another_seed_others():
 @pytest.mark.parametrize("known", [1, 5, 7, 30])
 def test_told_again_it_asks_only_for_what_comes_after_and_ends_in_the_same_place(known):
     whole, records = run(Landscape())
-    landscape = Landscape()
-    outcome, told = run(landscape, past=records[:known])
+    evaluate = Landscape()
+    outcome, told = run(evaluate, past=records[:known])
     assert [r["generation"] for r in told] == list(range(known + 1, 31))
-    asked = [samples for policies, samples in landscape.asked if policies == 10]
+    asked = [samples for policies, samples in evaluate.asked if policies == 10]
     assert asked == [training_samples(job(), generation) for generation in range(known, 30)]
     assert np.array_equal(outcome.best.theta, whole.best.theta) and np.array_equal(outcome.last.theta, whole.last.theta)
     assert outcome.best_generation == whole.best_generation
@@ -142,7 +109,7 @@ def test_a_finished_run_that_is_made_longer_looks_where_the_longer_one_would():
 class Sick(Landscape):
     """Like its parent, but some answers are not finite."""
 
-    def __init__(self, sick) -> None:
+    def __init__(self, sick: Callable[[PolicySpec, SampleRef], bool]) -> None:
         super().__init__()
         self.sick = sick
 
@@ -195,23 +162,23 @@ def test_fitness_is_what_the_settings_say():
 
 
 @pytest.mark.parametrize("last, limit", [(0.3, 0.5), (0.3, 0.9), (-0.1, 0.5)])
-def test_fit_size_shifts_only_what_is_too_large(last, limit):
+def test_a_size_limit_shifts_only_what_is_too_large(last, limit):
     namm = PolicySpec("namm", np.append(TARGET[:-1], last).astype(np.float32), STATISTICS)
-    fitted, found = evaluation.fit_size(Landscape(), namm, validation_samples(job()), limit)
-    assert found["kept"] <= limit
-    assert np.array_equal(fitted.theta[:-1], namm.theta[:-1])
+    found = Sizing(Landscape(), namm, validation_samples(job())).at_most(limit)
+    assert found.kept <= limit
+    assert np.array_equal(found.memory.theta[:-1], namm.theta[:-1])
     if last < 0:
-        assert found["shift"] == 0 and np.array_equal(fitted.theta, namm.theta)
+        assert found.shift == 0 and np.array_equal(found.memory.theta, namm.theta)
     else:
-        assert found["shift"] > 0 and found["kept"] > limit - 0.05
+        assert found.shift > 0 and found.kept > limit - 0.05
 
 
 def test_the_comparison_is_paired_and_at_equal_size():
     namm = PolicySpec("namm", TARGET.astype(np.float32), STATISTICS)
     samples = evaluation.held_out_samples(("residence", "topic", "colour"), 10)
     assert [sum(ref.task == kind for ref in samples) for kind in ("residence", "topic", "colour")] == [4, 3, 3]
-    landscape = Landscape(broken=samples[2])
-    records = evaluation.compare(landscape, namm, ("full", "namm", "h2o"), samples)
+    evaluate = Landscape(broken=samples[2])
+    records = evaluation.compare(evaluate, namm, [PolicyEntry(name) for name in ("full", "namm", "h2o")], samples)
     kept = np.mean([r["kept"] for r in records if r["policy"] == "namm"])
     assert {r["budget"] for r in records if r["policy"] == "h2o"} == {round(float(kept), 4)}
     for policy in ("full", "namm", "h2o"):

@@ -12,7 +12,7 @@ from namm_core.config import from_mapping
 from orchestrator import spec
 from orchestrator.evolution.samples import statistics_samples, training_samples, validation_samples
 from orchestrator.evolution.stage import theta_digest
-from orchestrator.search.cma_es import SearchConfig
+from orchestrator.search.algorithms.cma_es import CMAESConfig
 from orchestrator.spec import JobSpec, RestartSpec, StageSpec, StopSpec, ValidationSpec
 from tests.orchestrator.landscape import STATISTICS, Noisy, job, run, timeless
 from workers.unit import PolicySpec
@@ -29,7 +29,7 @@ THREE = (
 
 def test_each_stage_starts_from_the_last_ones_mean_with_the_same_statistics():
     landscape, ends = Noisy(), []
-    outcome, records = run(job(stages=THREE), landscape, stage_over=lambda *over: ends.append(over))
+    outcome, records = run(job(stages=THREE), landscape, ends=ends)
     assert [s["name"] for s in outcome.stages] == ["one", "two", "stage3"]
     assert [(s["first"], s["generations"], s["ended"]) for s in outcome.stages] == [
         (1, 5, "stage"),
@@ -99,12 +99,12 @@ def test_killed_in_any_stage_it_ends_in_the_same_place(known, racing):
     spec_ = job(stages=THREE, racing=spec.RacingSpec(racing, first=0.4))
     whole, records = run(spec_)
     landscape, ends = Noisy(), []
-    outcome, told = run(spec_, landscape, past=records[:known], stage_over=lambda *over: ends.append(over[0]["name"]))
+    outcome, told = run(spec_, landscape, past=records[:known], ends=ends)
     assert [r["generation"] for r in told] == list(range(known + 1, 13))
     trained = {ref for _, samples in landscape.asked for ref in samples if ref.split == "train"}
     plan = [spec_.plan[0]] * 5 + [spec_.plan[1]] * 4 + [spec_.plan[2]] * 3
     assert trained == {ref for g in range(known, 12) for ref in training_samples(spec_, g, plan[g])}
-    assert ends == ["one", "two", "stage3"]
+    assert [entry["name"] for entry, _, _ in ends] == ["one", "two", "stage3"]
     assert np.array_equal(outcome.best.theta, whole.best.theta) and np.array_equal(outcome.last.theta, whole.last.theta)
     assert timeless(outcome.generations) == timeless(whole.generations)
     assert outcome.stages == whole.stages
@@ -301,7 +301,7 @@ def test_a_small_split_is_drawn_from_a_large_one_walked_through():
 
 
 def test_mirrored_populations_stay_even():
-    search = SearchConfig(population=6, mirrored=True, sigma0=0.05)
+    search = CMAESConfig(population=6, mirrored=True, sigma0=0.05)
     outcome, records = run(
         job(search=search, generations=9, stop=StopSpec(patience=1), restarts=RestartSpec(1, 1.5),
             validation=ValidationSpec(every=1, samples=3)),

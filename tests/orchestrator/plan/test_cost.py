@@ -52,9 +52,9 @@ class Traffic(TorchDispatchMode):
 class Watched(Namm):
     """Notes (new tokens, columns) of each block that each layer shows it."""
 
-    def watch(self, state, fed, new, groups):
-        self.blocks.append((new, state["average"].shape[-1]))
-        return super().watch(state, fed, new, groups)
+    def watch(self, state, positions, fed, new, groups):
+        self.blocks.append((new, positions.shape[-1]))
+        return super().watch(state, positions, fed, new, groups)
 
 
 class RealBlocks(sizing.Job):

@@ -93,7 +93,7 @@ def test_memory_and_hours_by_hand():
     linear = layers * (2 * d * s * (query + groups) + 3 * d * f)
     weights = 2 * (linear + 2 * v * d)
     token = 2 * layers * groups * s * 2
-    full, namm, all_kept = made.full, made.memory[0.3], made.memory[1.0]
+    full, namm, all_kept = made.sized.full, made.sized.memory[0.3], made.sized.memory[1.0]
     assert full.weights == namm.weights == weights
     assert full.cache == all_kept.cache == 32_768 * token == 4 * 2**30
     assert namm.cache == pytest.approx(0.3 * 4 * 2**30)
@@ -129,15 +129,15 @@ def test_memory_and_hours_by_hand():
     # LongBench's own limits (config/dataset2maxlen.json), in the order of its 21 tasks.
     limits = [128, 128, 64, 64, 32, 32, 32, 128, 512, 512, 512, 512, 64, 32, 128, 64, 32, 32, 32, 64, 64]
     one, plain = seconds(sum(limits) / 21)
-    assert made.table_hours == pytest.approx(3150 * (3 * one + plain) / 3600, rel=1e-6)
-    assert made.hours == pytest.approx(hours + made.table_hours, rel=1e-6)
+    assert made.sized.table_hours == pytest.approx(3150 * (3 * one + plain) / 3600, rel=1e-6)
+    assert made.hours == pytest.approx(hours + made.sized.table_hours, rel=1e-6)
     assert f"{made.hours:,.0f} h" in printed(made)
 
 
 def test_faster_gpus_and_what_is_kept():
     hours = [planned(PAPER, kept=k).hours for k in (0.1, 0.5, 1.0)]
     assert hours == sorted(hours) and hours[0] < hours[2]
-    assert planned(PAPER, kept=0.1).worst_hours == pytest.approx(hours[2])
+    assert planned(PAPER, kept=0.1).sized.worst_hours == pytest.approx(hours[2])
     assert planned(PAPER, tflops=2000.0).hours < planned(PAPER).hours
     assert planned(PAPER, "model.dtype=float32").gpu.tensor == 67  # no tensor cores for float32
 
@@ -201,6 +201,16 @@ def test_nothing_is_touched(tmp_path):
     assert list(tmp_path.iterdir()) == []
     assert "kept 0.50" in done.stdout and "search.population" in done.stdout and "command line" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_a_memory_is_as_large_as_its_scorer_makes_it(tmp_path):
+    """theta is counted from the configuration, whatever the scorer, and without torch."""
+    done = dry(tmp_path, str(PAPER), "--dry-run", "memory.scorer=mlp")
+    assert done.returncode == 0 and "TOUCHED [] []" in done.stderr, done.stderr
+    assert "a memory 2.6 KiB run folder" in " ".join(done.stdout.split())
+    assert "memory.scorer is mlp: FLOP" in done.stdout
+    wide = planned(PAPER, "memory.hidden=64").theta
+    assert (planned(PAPER).theta, wide) == (4 * 4172, 4 * (25 * 192 + 192 + 64 * 50 + 50 + 25 + 1))
 
 
 def test_a_shape_in_the_hubs_cache(tmp_path):
@@ -309,4 +319,4 @@ stages:
     assert found["tasks.source"] == "line 7"
     assert found["stages.0.train"] == "line 9: behind a list"
     assert found["train"] == found["generations"] == "follows from other settings"
-    assert found["search.sigma0"] == "default of orchestrator.search.SearchConfig"
+    assert found["search.sigma0"] == "default of orchestrator.search.algorithms.cma_es.CMAESConfig"

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from orchestrator.evolution.loop import training_samples
-from orchestrator.search.cma_es import SearchConfig
+from orchestrator.evolution.samples import training_samples
+from orchestrator.search.algorithms.cma_es import CMAESConfig
 from orchestrator.search.racing import RacingSpec, dropped, parts, ranked_below
 from orchestrator.spec import FitnessSpec, ValidationSpec
 from tests.orchestrator.landscape import Noisy, job, run, timeless
@@ -70,7 +70,7 @@ def test_estimates_stand_below_survivors_in_their_own_order():
 
 RACING = RacingSpec(True)
 SIMULATED = {
-    "search": SearchConfig(population=32, sigma0=0.1),
+    "search": CMAESConfig(population=32, sigma0=0.1),
     "fitness": FitnessSpec(samples=32),
     "validation": ValidationSpec(every=50, samples=2),
 }
@@ -135,22 +135,11 @@ def test_a_candidate_whose_answer_is_not_finite_leaves_the_race_and_is_missing()
     assert first == 10 and later == [10 - missing] * 2
 
 
-class Broken(Noisy):
-    """One sample cannot be evaluated."""
-
-    def __init__(self, broken: SampleRef) -> None:
-        super().__init__()
-        self.broken = broken
-
-    def one(self, policy, ref):
-        return None if ref == self.broken else super().one(policy, ref)
-
-
 @pytest.mark.parametrize("index", [1000, 1007])
 def test_a_sample_that_fails_is_left_out_of_the_race(index):
     settings = {"generations": 1, "fitness": FitnessSpec(samples=8)}
     broken = SampleRef("residence", "train", index)  # of the first share, and of the last one
-    _, (record,) = run(job(racing=RacingSpec(True, confidence=1 - 1e-12), **settings), Broken(broken))
-    _, (plain,) = run(job(**settings), Broken(broken))
+    _, (record,) = run(job(racing=RacingSpec(True, confidence=1 - 1e-12), **settings), Noisy(broken=broken))
+    _, (plain,) = run(job(**settings), Noisy(broken=broken))
     assert record["quarantined"] == 1
     assert record["fitness"] == plain["fitness"] and record["theta"] == plain["theta"]

@@ -1,7 +1,7 @@
 """Clips drawn by code: coloured shapes that come and go, then one question. Knows no model and no tokenizer.
 
 A clip is one day from dawn to night. Now and then a shape crosses the picture for a few frames; all other frames are
-empty, or have grey specks in them. What answers a question stands in a few frames.
+empty, or have grey specks in them. The answer to a question is in a few of the frames.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ COLOURS = {
     "cyan": (40, 220, 230),
 }
 TIMES = {"dawn": (70, 45, 60), "day": (110, 125, 140), "dusk": (100, 65, 25), "night": (8, 8, 30)}
-"""Parts of a clip, in their order, and the colour of the background in them."""
+"""The parts of a clip in their order, and the colour of the background in each."""
 NUMBERS = ("one", "two", "three", "four")
 OPENING = "Clip:"
 NOISE = 24
-"""Width of the band of noise on the background, in steps of 255."""
+"""Width of the band of noise on the background, in levels from 0 to 255."""
 
 
 def _masks() -> dict[str, np.ndarray]:
@@ -56,7 +56,7 @@ SHAPES = _masks()
 
 @dataclass(frozen=True)
 class Event:
-    """A shape that crosses the picture."""
+    """A shape that crosses the picture, and its colour."""
 
     shape: str
     colour: str
@@ -83,9 +83,9 @@ class ClipsConfig:
     seed: int = 0
     """Seed of all samples; another seed gives other samples."""
     events: int = 6
-    """Shapes that come and go in a clip; 1 to 8."""
+    """How many shapes come and go in a clip; 1 to 8."""
     stay: int = 2
-    """Frames for which one stays."""
+    """Frames for which each one stays; 1 to 16."""
     specks: float = 0.5
     """Share of frames with grey specks in them."""
 
@@ -104,14 +104,14 @@ class Clip:
 
 
 def once(rng: random.Random, count: int) -> list[Event]:
-    """Different shapes in different colours."""
+    """`count` different shapes in different colours; fewer if there are not as many shapes."""
     count = min(count, len(SHAPES))
     pairs = zip(draw(rng, tuple(SHAPES), count), draw(rng, tuple(COLOURS), count), strict=True)
     return [Event(*pair) for pair in pairs]
 
 
 def again(rng: random.Random, count: int) -> list[Event]:
-    """Few shapes that come again and again, each time in another colour."""
+    """`count` events of a few shapes that come again and again, each time in another colour."""
     shapes = draw(rng, tuple(SHAPES), max(2, count // 3) if count > 1 else 1)
     left = {shape: draw(rng, tuple(COLOURS), len(NUMBERS)) for shape in shapes}
     order = list(shapes)
@@ -189,9 +189,9 @@ KINDS: dict[str, tuple[Callable[[random.Random, int], list[Event]], Callable[[Cl
 
 
 def compose(rng: random.Random, events: list[Event], frames: int, stay: int) -> Clip:
-    """The events, in their order, at random places that do not overlap.
+    """A clip with the events in their order, at random times that do not overlap, each for `stay` frames.
 
-    Raises ValueError where they leave no room.
+    Raises ValueError if they do not fit.
     """
     free = frames - stay * len(events)
     if free < 0:
@@ -214,8 +214,8 @@ def paint(rng: random.Random, clip: Clip, specks: float) -> tuple[np.ndarray, np
     for frame in frames:
         if rng.random() < specks:
             for _ in range(3):
-                x, y = (int(rng.random() * (SIDE - 2)) for _ in range(2))
-                frame[y : y + 2, x : x + 2] = 150
+                left, top = (int(rng.random() * (SIDE - 2)) for _ in range(2))
+                frame[top : top + 2, left : left + 2] = 150
     for event, span in zip(clip.events, clip.spans, strict=True):
         x, y = (rng.random() * (SIDE - EXTENT) for _ in range(2))
         dx, dy = (rng.random() * 8 - 4 for _ in range(2))
@@ -265,7 +265,7 @@ class ClipsTasks(DrawnTasks[VideoSample]):
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All pieces of questions and answers, without repetition, in a fixed order."""
+    """All pieces of questions and answers, each once, in a fixed order."""
     keys = (*SHAPES, *COLOURS)
     pieces = [OPENING, "\nWhat", "\nWhich", "\nWhen", "\nHow", " colour", " shape", " was", " were", " the", " a"]
     pieces += [" many", " last", " first", *(f" {key}?" for key in keys)]

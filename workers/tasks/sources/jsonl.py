@@ -1,21 +1,30 @@
-"""Plain tasks of one's own: a file of JSON lines each. Knows no model.
+"""Your own tasks, each a file of JSON lines. Knows no model.
 
 Files: `<task>.jsonl`, one record a line with `context`, `question`, `answers` (a list), `metric` (a name in
-`workers.tasks.metrics`) and `max_new_tokens`; `all_classes` and `stop` (lists) and `language` where wanted.
+`workers.tasks.metrics`) and `max_new_tokens`; `all_classes` and `stop` (lists) and `language` are optional.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workers.tasks import Sample
+from workers.tasks import Sample, fields, metrics
 from workers.tasks.benchmark import Benchmark, BenchmarkConfig, fill, texts
-from workers.tasks.metrics import METRICS
 from workers.tasks.records import Records, locate
 
-FIELDS = {"context": (str,), "question": (str,), "answers": (list,), "metric": (str,), "max_new_tokens": (int,)}
+FIELDS = {
+    "context": fields.text(blank=False),
+    "question": fields.text(),
+    "answers": fields.answers(),
+    "metric": fields.text(),
+    "max_new_tokens": fields.count(1),
+    "all_classes": fields.texts(blank=False, required=False),
+    "stop": fields.texts(blank=False, required=False),
+    "language": fields.text(required=False),
+}
 
 
 @dataclass(frozen=True)
@@ -23,17 +32,17 @@ class JsonlConfig(BenchmarkConfig):
     """Which files."""
 
     template: str = "{context}\n\n{question}"
-    """Prompt of all tasks that `templates` does not name."""
+    """Prompt template of all tasks that `templates` does not name."""
 
 
 class JsonlTasks(Benchmark):
-    """Tasks of one's own (a `TaskSet`)."""
+    """The tasks of one folder (a `TaskSet`)."""
 
     config: JsonlConfig
 
     @property
     def known(self) -> tuple[str, ...]:
-        """Every `*.jsonl` in the folder."""
+        """Every `*.jsonl` in the folder. Raises ValueError if there is none."""
         folder = Path(self.config.path)
         found = tuple(sorted(file.stem for file in folder.glob("*.jsonl"))) if folder.is_dir() else self.config.tasks
         if not found:
@@ -41,17 +50,18 @@ class JsonlTasks(Benchmark):
         return found
 
     def read(self, task: str) -> Records:
+        """The records of `<task>.jsonl`. Raises ValueError, one line, also for an unknown metric."""
         file = locate(self.config.path, self.config.revision, (f"{task}.jsonl",), f"task {task}")
-        records = Records(file, FIELDS, "context")
-        for number in range(len(records)):
-            if (metric := records[number]["metric"]) not in METRICS:
-                known = ", ".join(METRICS)
-                raise ValueError(
-                    f"{file}, record {number + 1}: expected 'metric' to be one of {known}; found {metric!r}"
-                )
-        return records
+        return Records(file, FIELDS, "context", check=partial(self.check, task))
+
+    def check(self, task: str, record: dict[str, Any]) -> None:
+        """Raises ValueError, one line, where the prompt is none, or the metric cannot score against the answers."""
+        if self.filled(task, record) is None:
+            fill(self.config.template, record, "tasks.template")
+        metrics.check(record["metric"], texts(record["answers"]), texts(record.get("all_classes") or ()) or None)
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
+        """The sample that a record describes."""
         return Sample(
             task=task,
             split=split,
@@ -63,5 +73,5 @@ class JsonlTasks(Benchmark):
             max_new_tokens=self.config.max_new_tokens.get(task, record["max_new_tokens"]),
             stop=self.config.stop.get(task, texts(record.get("stop") or ())),
             classes=texts(record.get("all_classes") or ()),
-            language=record.get("language", "en"),
+            language=record.get("language") or "en",
         )

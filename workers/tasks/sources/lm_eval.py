@@ -1,6 +1,6 @@
 """Any generation task of `lm_eval`, by its name there: its data, prompt, limits and grading. Knows no model.
 
-`lm_eval` fetches the data, or makes them (RULER and its needles: `metadata` says how long, for which tokenizer).
+`lm_eval` fetches the data, or generates it (RULER and its needles: `metadata` says how long, and for which tokenizer).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class LmEvalConfig(RecordsConfig):
     """Which tasks of `lm_eval`."""
 
     path: str | None = None
-    """Folder of task definitions (YAML) to look in, relative to `lm_eval/tasks` or absolute; None: all of `lm_eval`,
-    which takes 9 s."""
+    """Folder of task definitions (YAML), absolute or relative to `lm_eval/tasks`; None: all of `lm_eval`, which takes
+    9 s to list."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """What tasks that make their own data are given, such as `max_seq_lengths` and `tokenizer`."""
+    """Arguments of tasks that generate their data, such as `max_seq_lengths` and `tokenizer`."""
     metrics: dict[str, str] = field(default_factory=dict)
     """Which of a task's numbers is its score, by task: a metric, or metric and filter, as in `lm_eval`'s tables
     ("exact_match,flexible-extract"); without one the first metric of the first filter that is better when higher."""
@@ -56,17 +56,20 @@ class LmEvalTasks(Benchmark):
     config: LmEvalConfig
 
     def __init__(self, config: LmEvalConfig) -> None:
+        """Raises ValueError if no task is named."""
         if not config.tasks:
             raise ValueError("name the tasks of lm_eval: `lm_eval ls tasks` lists them")
         self._tasks: dict[str, HarnessTask] = {}
         super().__init__(config)
 
     def read(self, task: str) -> Docs:
+        """The documents that `lm_eval` evaluates the task on. Raises ValueError, one line, if none can be graded."""
         found = self._task(task)
         found.check()  # before any work is done
         return Docs(found)
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
+        """The sample of a document, with `lm_eval`'s prompt unless a template is configured."""
         asked = self._task(task)
         return Sample(
             task=task,
@@ -83,7 +86,7 @@ class LmEvalTasks(Benchmark):
         )
 
     def grade(self, task: str, split: str, index: int, prediction: str) -> float:
-        """`lm_eval`'s score of an answer."""
+        """`lm_eval`'s score of an answer, 0 to 1."""
         return self._task(task).grade(self.record(task, split, index), prediction)
 
     def _task(self, task: str) -> HarnessTask:
@@ -94,4 +97,4 @@ class LmEvalTasks(Benchmark):
         return self._tasks[task]
 
     def _check_known(self, task: str) -> None:
-        """Which tasks there are is found when one is loaded: listing them takes 9 s."""
+        """Checks nothing: listing the tasks takes 9 s, and loading an unknown one is refused anyway."""

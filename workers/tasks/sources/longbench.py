@@ -1,8 +1,8 @@
 """LongBench: 21 tasks in English, Chinese and code. Knows no model.
 
 Files: `data/<task>.jsonl` (or `data.zip` with them), one record a line with `input`, `context`, `answers` and
-`all_classes`, as the data set has them. Prompts are `lm_eval`'s, which are LongBench's own. Any other file in that
-format is a task too, by its name, with a template of one's own.
+`all_classes`, as in the data set. Prompts are `lm_eval`'s, which are LongBench's own. Any other file in that format is
+a task too, by its name, if `templates` has a prompt for it.
 
 Source: THUDM/LongBench (arXiv 2308.14508), `config/dataset2maxlen.json`, `eval.py` and `pred.py`.
 """
@@ -10,9 +10,10 @@ Source: THUDM/LongBench (arXiv 2308.14508), `config/dataset2maxlen.json`, `eval.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
-from workers.tasks import Sample
+from workers.tasks import Sample, fields, metrics
 from workers.tasks.benchmark import Benchmark, BenchmarkConfig, texts
 from workers.tasks.harness import HarnessTask
 from workers.tasks.metrics import METRICS
@@ -20,7 +21,7 @@ from workers.tasks.records import Records, locate
 
 
 class Facts(NamedTuple):
-    """What LongBench says of a task."""
+    """What LongBench says about a task."""
 
     metric: str
     max_new_tokens: int
@@ -54,7 +55,12 @@ FACTS = {
     "lcc": Facts("code_sim_score", 64, "code", delimiter="\n", chat=False),
     "repobench-p": Facts("code_sim_score", 64, "code", delimiter="\n", chat=False),
 }
-FIELDS = {"input": (str,), "context": (str,), "answers": (list,)}
+FIELDS = {
+    "input": fields.text(),
+    "context": fields.text(blank=False),
+    "answers": fields.answers(),
+    "all_classes": fields.texts(blank=False, required=False),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class LongBenchConfig(BenchmarkConfig):
     path: str = "zai-org/LongBench"
     """Folder that holds `data/<task>.jsonl` or `data.zip`, or a data set on the Hub."""
     metrics: dict[str, str] = field(default_factory=dict)
-    """Metrics (`workers.tasks.metrics`) of tasks that are not LongBench's; without one it is `qa_f1_score`."""
+    """Metrics (`workers.tasks.metrics`) of tasks that are not LongBench's, by task; the default is `qa_f1_score`."""
 
 
 class LongBenchTasks(Benchmark):
@@ -74,6 +80,7 @@ class LongBenchTasks(Benchmark):
     config: LongBenchConfig
 
     def __init__(self, config: LongBenchConfig) -> None:
+        """Raises ValueError for an unknown task or metric."""
         for task, metric in config.metrics.items():
             if metric not in METRICS:
                 raise ValueError(f"metrics: unknown metric {metric!r} of {task}; known: {', '.join(METRICS)}")
@@ -85,12 +92,22 @@ class LongBenchTasks(Benchmark):
         return self.config.max_new_tokens.get(task, FACTS[task].max_new_tokens if task in FACTS else None)
 
     def read(self, task: str) -> Records:
+        """The records of `<task>.jsonl`, from the folder or its archive."""
         names = (f"data/{task}.jsonl", f"{task}.jsonl", "data.zip")
         file = locate(self.config.path, self.config.revision, names, f"LongBench's {task}")
-        return Records(file, FIELDS, "context", member=f"data/{task}.jsonl" if file.suffix == ".zip" else None)
+        member = f"data/{task}.jsonl" if file.suffix == ".zip" else None
+        return Records(file, FIELDS, "context", member, check=partial(self.check, task))
+
+    def check(self, task: str, record: dict[str, Any]) -> None:
+        """Raises ValueError, one line, where the prompt is none, or the metric cannot score against the answers."""
+        super().check(task, record)
+        metric, classes = self._facts(task).metric, texts(record.get("all_classes") or ()) or None
+        if task not in FACTS or metric == "classification_score":  # the others' references are LongBench's own
+            metrics.check(metric, texts(record["answers"]), classes)
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
-        facts = FACTS.get(task) or Facts(self.config.metrics.get(task, "qa_f1_score"), 32)
+        """The sample of a record, with LongBench's prompt unless a template is configured."""
+        facts = self._facts(task)
         return Sample(
             task=task,
             split=split,
@@ -107,10 +124,13 @@ class LongBenchTasks(Benchmark):
             language=facts.language,
         )
 
+    def _facts(self, task: str) -> Facts:
+        return FACTS.get(task) or Facts(self.config.metrics.get(task, "qa_f1_score"), 32)
+
     def _prompt(self, task: str, record: dict[str, Any]) -> str:
         record = {**record, "question": record["input"]}  # as lm_eval's copy of the data set has it
         if task not in self._prompts:
-            self._prompts[task] = HarnessTask(f"longbench_{task}", "longbench", record)
+            self._prompts[task] = HarnessTask(f"longbench_{task}", "longbench", [record])
         return self._prompts[task].prompt(record)
 
     def _check_known(self, task: str) -> None:

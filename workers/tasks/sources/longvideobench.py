@@ -6,8 +6,8 @@ there are fewer), `correct_choice`, `position`, `topic_category`, `question_cate
 `duration` and `starting_timestamp_for_subtitles`; `videos/`; `subtitles/`. The prompt (frames with the subtitles that
 cover them in between, question, lettered candidates) and the choice of frames follow the authors' loader
 (github.com/longvideobench/LongVideoBench, `longvideobench_dataset.py`); the scoring follows lmms-eval
-(`lmms_eval/tasks/longvideobench/utils.py`), but for an answer without a letter, which scores 1 / candidates here where
-it draws one at random there. `lvb_test_wo_gt.json` has no answers and cannot be scored.
+(`lmms_eval/tasks/longvideobench/utils.py`), except that an answer without a letter scores 1 / candidates here, while
+there a letter is drawn at random. `lvb_test_wo_gt.json` has no answers and cannot be scored.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workers.tasks import OWN_METRIC, choices, frames
+from workers.tasks import OWN_METRIC, choices, fields, frames
 from workers.tasks.benchmark import Benchmark
 from workers.tasks.records import Records
 from workers.tasks.video import MARK, VideoSample
 from workers.tasks.video_benchmark import VideoBenchmarkConfig
 
 FIELDS = {
-    "id": (str,),
-    "video_path": (str,),
-    "subtitle_path": (str,),
-    "question": (str,),
-    "correct_choice": (int,),
-    "duration_group": (int,),
-    "duration": (int, float),
-    "starting_timestamp_for_subtitles": (int, float),
+    "id": fields.text(blank=False),
+    "video_path": fields.text(blank=False),
+    "subtitle_path": fields.text(blank=False),
+    "question": fields.text(blank=False),
+    "correct_choice": fields.Field((int,), lambda value: None),
+    "duration_group": fields.Field((int,), lambda value: None),
+    "duration": fields.number(0),
+    "starting_timestamp_for_subtitles": fields.number(),
 }
 GROUPS = {"lvb_15": 15, "lvb_60": 60, "lvb_600": 600, "lvb_3600": 3600}
-"""Tasks, and their `duration_group`: the longest video in it, seconds."""
+"""The tasks, and the `duration_group` of each: the length of its longest video, in seconds."""
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 PREFIXES = (
     "The best answer is",
@@ -56,28 +57,33 @@ class LongVideoBenchConfig(VideoBenchmarkConfig):
     annotations: str = "lvb_val.json"
     """File of the records, in the folder."""
     subtitles: bool = True
-    """Whether subtitles stand between the frames (`longvideobench_val_i`), or the video stands alone (`..._v`)."""
+    """Whether subtitles are put between the frames (`longvideobench_val_i`) or left out (`..._v`)."""
 
 
 class LongVideoBenchTasks(Benchmark):
-    """LongVideoBench by length of the videos (a `TaskSet` that grades its samples)."""
+    """LongVideoBench, one task for each length of videos (a `TaskSet` that grades its samples)."""
 
     known = tuple(GROUPS)
     config: LongVideoBenchConfig
 
     def read(self, task: str) -> Records:
+        """The records of a duration group. Raises ValueError, one line, also for a choice without a candidate."""
         file = _file(Path(self.config.path), self.config.annotations, "LongVideoBench's records")
-        records = Records(file, FIELDS, "video_path", only={"duration_group": GROUPS[task]})
-        for number in range(len(records)):
-            record = records[number]
-            among = len(_candidates(record, f"{file}, {record['id']}"))
-            if not 0 <= record["correct_choice"] < among:
-                raise ValueError(
-                    f"{file}, {record['id']}: correct_choice is {record['correct_choice']}, with {among} candidates"
-                )
-        return records
+        wanted = {"duration_group": GROUPS[task]}
+        return Records(file, FIELDS, "video_path", only=wanted, check=partial(self.check, task), name="id")
+
+    def check(self, task: str, record: dict[str, Any]) -> None:
+        """Raises ValueError, one line, where the right candidate, the video or its subtitles are not there."""
+        among = len(_candidates(record, "candidates"))
+        if not 0 <= record["correct_choice"] < among:
+            raise ValueError(f"correct_choice is {record['correct_choice']}, with {among} candidates")
+        folder = Path(self.config.path)
+        frames.find(folder / "videos" / record["video_path"])
+        if self.config.subtitles:
+            read_subtitles(folder / "subtitles" / record["subtitle_path"], record["duration"])
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> VideoSample:
+        """The sample of a record, its frames read from the video. Raises ValueError, one line, for a bad video."""
         folder, where = Path(self.config.path), f"{self.config.annotations}, {record['id']}"
         candidates = _candidates(record, where)
         video = frames.look(folder / "videos" / record["video_path"])
@@ -103,7 +109,7 @@ class LongVideoBenchTasks(Benchmark):
         )
 
     def grade(self, task: str, split: str, index: int, prediction: str) -> float:
-        """1 for the right letter, and what a random choice would score for an answer without one."""
+        """1 for the right letter, 0 for another one; without a letter what a random choice would score on average."""
         record = self.record(task, split, index)
         letter = chosen(prediction)
         if letter is None:
@@ -112,7 +118,7 @@ class LongVideoBenchTasks(Benchmark):
 
 
 def chosen(response: str) -> str | None:
-    """The first letter of a choice in an answer, as lmms-eval finds it; None where there is none."""
+    """The first letter of a choice in an answer, as lmms-eval finds it; None if there is none."""
     text = response.strip()
     for prefix in PREFIXES:
         text = text.replace(prefix, "")
@@ -121,14 +127,18 @@ def chosen(response: str) -> str | None:
 
 
 def sampled(duration: float, rate: float, most: int) -> list[float]:
-    """Times of the frames, seconds: `load_video` of the authors' loader."""
+    """Times of the frames in seconds: `load_video` of the authors' loader."""
     count = max(1, min(most, int(duration)))
     step = int(int(duration * rate) / count)
     return [step * i / rate for i in range(count)]
 
 
 def interleaved(times: list[float], subtitles: list[tuple[float, float, str]], start: float) -> list[str]:
-    """Marks of the frames and the subtitles that cover one, in order of time: `insert_subtitles_into_frames`."""
+    """One mark for each frame, and the subtitles that cover a frame, in order of time.
+
+    times: of the frames, seconds; subtitles: (from, to, text), seconds; start: what subtitles count from. The authors'
+    `insert_subtitles_into_frames`.
+    """
     shown: list[str] = []
     passed = 0
     for first, last, text in subtitles:
@@ -145,7 +155,10 @@ def interleaved(times: list[float], subtitles: list[tuple[float, float, str]], s
 
 
 def read_subtitles(file: Path, duration: float) -> list[tuple[float, float, str]]:
-    """(from, to, text) of each, seconds; both of the data set's forms. Raises ValueError, one line."""
+    """(from, to, text) of each subtitle, in seconds, from either form that the data set has.
+
+    duration: of the video, seconds: the end of a subtitle that has none. Raises ValueError, one line.
+    """
     try:
         entries = json.loads(_file(file.parent, file.name, "a video's subtitles").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -175,7 +188,7 @@ def _seconds(text: str) -> float:
 
 
 def _candidates(record: dict[str, Any], where: str) -> list[str]:
-    """The record's candidates, however it holds them."""
+    """The record's candidates, whether they are a list or numbered keys."""
     if "candidates" in record:
         return choices.checked(record["candidates"], where)
     numbered = [record.get(f"candidate{i}", record.get(f"option{i}")) for i in range(5)]

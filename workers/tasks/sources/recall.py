@@ -1,7 +1,7 @@
 """Recall tasks: facts among plain sentences, then one question. Knows no model and no tokenizer.
 
-A document is a row of pieces (`words.py`), so that its length in tokens of the small model is exact; any
-other model reads the same text through its own tokenizer.
+A document is a sequence of pieces (`words.py`), so that its length in tokens of the small model is exact; any other
+model reads the same text through its own tokenizer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Pieces = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Block:
-    """Pieces that stay together in a document; `marked` are the indices of those that carry its facts."""
+    """Pieces that stay together in a document; `marked` holds the indices of those that state a fact."""
 
     pieces: Pieces
     marked: tuple[int, ...]
@@ -35,7 +35,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Draft:
-    """What a document of one kind must hold and may be asked. `ordered` blocks keep their order."""
+    """What a document of one kind must contain and may be asked; `ordered` blocks keep their order."""
 
     blocks: tuple[Block, ...]
     questions: tuple[Question, ...]
@@ -57,10 +57,10 @@ class RecallConfig:
     moves: int = 3
     """Cities that each person is in, one after the other, in kind `latest`; 2 to 12."""
     topic_words: int = 24
-    """Words of any topic, in kind `topic`; at least 4."""
+    """Words of all topics together, in kind `topic`; at least 4."""
 
 
-# Sentence shapes by length in tokens, the stop included; a letter stands for a class of words.
+# Sentence shapes by length in tokens, full stop included; a letter stands for a class of words.
 SHAPES = {
     4: "TNV.",
     5: "TANV.",
@@ -84,11 +84,11 @@ CLASSES = {
     "P": words.spaced(words.PREPOSITIONS),
 }
 LONGEST, SHORTEST = 12, 4
-OPENING_TOKENS = 4  # what a model rests its idle attention on; an oracle without them loses 0.05 and more
+OPENING_TOKENS = 4  # attention sinks; an oracle without them loses 0.05 and more
 
 
 def sentence(rng: random.Random, length: int) -> Pieces:
-    """A sentence that says nothing of use, `length` (4 to 12) tokens long."""
+    """A sentence without a fact, `length` (4 to 12) tokens long."""
     return tuple(choose(rng, CLASSES[letter]) for letter in SHAPES[length])
 
 
@@ -102,12 +102,12 @@ def about(rng: random.Random, word: str) -> Block:
 
 
 def fact(piece: str) -> Block:
-    """A fact that is one piece, as a sentence of its own."""
+    """A fact of one piece, as a whole sentence."""
     return Block((piece, words.STOP), (0,))
 
 
 def where(name: str, city: str, block: int) -> Question:
-    """Ask for a person's (last) city."""
+    """The question for a person's (last) city, which a block answers."""
     return Question(("\nWhere", " is", words.asked(name)), (" " + city,), (block,))
 
 
@@ -192,16 +192,16 @@ KINDS: dict[str, Callable[[random.Random, RecallConfig], Draft]] = {
 
 @dataclass
 class Page:
-    """A document under way: its pieces, and where each draft's blocks came to stand."""
+    """A document in the making: its pieces so far, and where each block of each draft starts."""
 
     pieces: list[str] = field(default_factory=lambda: [words.OPENING])
     starts: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
 def compose(rng: random.Random, drafts: list[Draft], tokens: int) -> Page:
-    """Spread the drafts' blocks over plain sentences: exactly `tokens` pieces.
+    """A document of exactly `tokens` pieces, the drafts' blocks spread over plain sentences.
 
-    Raises ValueError where the blocks leave no room.
+    Raises ValueError if the blocks do not fit.
     """
     room = tokens - 1 - sum(len(block.pieces) for draft in drafts for block in draft.blocks)
     if room < 0 or 0 < room < SHORTEST:

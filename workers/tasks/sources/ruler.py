@@ -1,8 +1,8 @@
-"""RULER and its needles in haystacks: files that RULER's own generator wrote. Knows no model.
+"""RULER, needles in haystacks included: files that RULER's own generator wrote. Knows no model.
 
 Files: `<task>/validation.jsonl` (or `<task>.jsonl`), one record a line with `input`, the whole prompt, and
-`outputs`; where a record has `answer_prefix` too, the prompt ends in it. `lm_eval` makes such tasks without files:
-source `lm_eval`.
+`outputs`; if a record has an `answer_prefix` too, the prompt ends in it. Source `lm_eval` generates such tasks without
+files.
 
 Source: NVIDIA/RULER (arXiv 2404.06654), `scripts/data/synthetic/constants.py` and `scripts/eval/synthetic`.
 """
@@ -10,15 +10,20 @@ Source: NVIDIA/RULER (arXiv 2404.06654), `scripts/data/synthetic/constants.py` a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from workers.tasks import Sample
+from workers.tasks import Sample, fields
 from workers.tasks.benchmark import Benchmark, BenchmarkConfig, texts
 from workers.tasks.records import Records, locate
 
 NEEDLES = ("single_1", "single_2", "single_3", "multikey_1", "multikey_2", "multikey_3", "multivalue", "multiquery")
 LIMITS = {f"niah_{name}": 128 for name in NEEDLES} | {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32, "qa_2": 32}
-FIELDS = {"input": (str,), "outputs": (list,)}
+FIELDS = {
+    "input": fields.text(blank=False),
+    "outputs": fields.answers(),
+    "answer_prefix": fields.text(required=False),
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class RulerConfig(BenchmarkConfig):
     """Which RULER tasks."""
 
     path: str = "data/ruler"
-    """Folder that holds `<task>/validation.jsonl`, of one length, or a data set on the Hub."""
+    """Folder that holds `<task>/validation.jsonl`, all of one length, or a data set on the Hub."""
 
 
 class RulerTasks(Benchmark):
@@ -40,10 +45,13 @@ class RulerTasks(Benchmark):
         return self.config.max_new_tokens.get(task, LIMITS.get(task))
 
     def read(self, task: str) -> Records:
+        """The records of `<task>/validation.jsonl` or `<task>.jsonl`."""
         names = (f"{task}/validation.jsonl", f"{task}.jsonl")
-        return Records(locate(self.config.path, self.config.revision, names, f"RULER's {task}"), FIELDS, "input")
+        file = locate(self.config.path, self.config.revision, names, f"RULER's {task}")
+        return Records(file, FIELDS, "input", check=partial(self.check, task))
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
+        """The sample of a record, whose prompt is complete as it is."""
         prompt, prefix = record["input"], record.get("answer_prefix") or ""
         return Sample(
             task=task,

@@ -1,0 +1,72 @@
+"""`namm evolve`: runs a job, continues one, or says what it will take. Knows no search and no tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from orchestrator import spec
+from orchestrator.commands import overrides
+from orchestrator.storage import run_folder
+
+
+@click.command(short_help="run an evolution job")
+@click.argument("config", required=False)
+@overrides
+@click.option("--resume", is_flag=True, help="continue an interrupted run")
+@click.option("--dry-run", is_flag=True, help="print what the job will take, and start nothing")
+@click.option("--tflops", type=float, help="with --dry-run: a GPU's peak TFLOP/s in bfloat16 (989, H100 SXM)")
+@click.option("--kept", type=float, help="with --dry-run: kept fraction to count with (0.3)")
+@click.option("--tokens", type=int, help="with --dry-run: tokens of a prompt (the longest that tasks allow)")
+def command(config: str | None, overrides: tuple[str, ...], resume: bool, dry_run: bool, **assumed: Any) -> None:
+    """Runs the evolution job in the file CONFIG (YAML); KEY=VALUE replaces its settings, by dotted keys.
+
+    With --resume CONFIG may also be a run's name or folder, or the storage URL that it is kept at.
+    """
+    if config is None:
+        raise ValueError("which job? namm evolve CONFIG.yaml, or namm evolve --resume RUN")
+    given = {name: value for name, value in assumed.items() if value is not None}
+    if dry_run:
+        _plan(config, overrides, resume, given)
+    elif given:
+        raise ValueError(f"--{next(iter(given))} is for --dry-run")
+    else:
+        _run(config, overrides, resume)
+
+
+def _run(config: str, overrides: tuple[str, ...], resume: bool) -> None:
+    from orchestrator.evolve_job import run  # Ray, MLflow and matplotlib, which a plan does without
+    from orchestrator.report import tables
+    from orchestrator.report.progress import shown
+
+    job = _job(config, overrides, resume)
+    with shown(f"namm evolve --resume {job.name}") as display:
+        result = run(job, resume, display)
+    folder = run_folder.RUNS / job.name
+    display.console.print(tables.table(result))
+    display.console.print(f"run folder: {folder}   pictures: {folder}/*.png   the memory: {folder}/namm")
+    display.console.print("all generations: make ui (or namm ui), then http://127.0.0.1:5000")
+
+
+def _plan(config: str, overrides: tuple[str, ...], resume: bool, assumed: dict[str, Any]) -> None:
+    from orchestrator.plan import page
+    from orchestrator.plan.plan import Assumed, plan
+
+    if resume and "://" not in config:
+        config = str(run_folder.job_file(config))
+    job = spec.read(config, list(overrides))
+    made = plan(job, Path(config).read_text(), list(overrides), Assumed(**assumed))
+    Console(width=page.WIDTH).print(page.page(made))
+
+
+def _job(config: str, overrides: tuple[str, ...], resume: bool) -> spec.JobSpec:
+    """The job that is meant. A run that is fetched from a URL continues to be copied there."""
+    if not resume:
+        return spec.read(config, list(overrides))
+    found = run_folder.job_text(config)
+    job = spec.parse(found.text, found.source, list(overrides))
+    return job if found.storage is None else dataclasses.replace(job, storage=found.storage)

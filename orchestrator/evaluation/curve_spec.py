@@ -1,0 +1,109 @@
+"""What an evaluation is asked for: policies x budgets x tasks, with one NAMM on one model. Runs nothing.
+
+Reading and checking it starts nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from namm_core.config import NammConfig
+from orchestrator import session
+from orchestrator.evaluation.held_out import check_policies, held_out_samples
+from orchestrator.policy_entries import PolicyEntry
+from orchestrator.spec import JobSpec
+from workers.unit import PolicySpec, SampleRef
+
+ANEW = "namm-statistics-anew"
+"""The NAMM with feature statistics of the model that it is evaluated on."""
+BUDGETS = (0.1, 0.2, 0.3, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class EvaluateSpec:
+    """One evaluation."""
+
+    job: JobSpec
+    """Model, tasks and workers; its name is the evaluation's, its memory the NAMM's."""
+    namm: str
+    """Folder of a saved NAMM, or a repository of the Hub."""
+    policies: tuple[PolicyEntry, ...]
+    """What is compared; `full` and `namm` are always among them."""
+    budgets: tuple[float, ...] = BUDGETS
+    """Kept fractions at which policies are compared, in addition to the NAMM's own."""
+    samples: int = 200
+    """Held-out samples, over all kinds."""
+    validation: int = 36
+    """Validation samples, over all kinds, on which the NAMM's threshold is brought to each budget."""
+    timing: int = 5
+    """Rounds in which speeds are measured; 0: none."""
+    others: dict[str, str] = field(default_factory=dict)
+    """More NAMMs of the same configuration: folders or Hub ids, by the name `namm-...` that they have in tables."""
+
+    def __post_init__(self) -> None:
+        for budget in self.budgets:
+            if not 0.0 < budget < 1.0:
+                raise ValueError(f"budgets are kept fractions between 0 and 1, not {budget:g}")
+        for name in self.others:
+            if not name.startswith("namm-") or name == ANEW:
+                raise ValueError(f"a further NAMM is called namm-..., and not {ANEW}: {name!r}")
+        labels = [policy.label for policy in self.policies]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"policies names {twice} twice")
+        for name, least in (("samples", len(self.job.kinds)), ("validation", 1), ("timing", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+    @property
+    def held_out(self) -> list[SampleRef]:
+        """The samples that everything is measured on."""
+        return held_out_samples(self.job.kinds, self.samples)
+
+    @property
+    def sizing(self) -> list[SampleRef]:
+        """The validation samples on which sizes are found."""
+        return held_out_samples(self.job.kinds, self.validation, "validation")
+
+
+def known_policies() -> tuple[str, ...]:
+    """Every policy that has a file, and the NAMM."""
+    from namm_core import policies
+
+    return ("full", "namm", *(name for name in policies.names() if name != "full"))
+
+
+def checked(spec: EvaluateSpec) -> tuple[EvaluateSpec, dict[str, PolicySpec]]:
+    """The evaluation with nothing left open, and its NAMMs by name, without `ANEW`.
+
+    Raises ValueError, one line, for bad input.
+    """
+    for policy in spec.policies:
+        if policy.name not in (*known_policies(), ANEW, *spec.others):
+            raise ValueError(f"unknown policy {policy.name!r}; known: {', '.join((*known_policies(), ANEW))}")
+    check_policies(spec.policies, ("namm", ANEW, *spec.others))
+    config, memory = _saved(spec.namm)
+    memories = {"namm": memory}
+    for name, source in spec.others.items():
+        other, memories[name] = _saved(source)
+        if other != config:
+            raise ValueError(f"{source} has another configuration than {spec.namm}: evaluate it on its own")
+    names = [policy.name for policy in spec.policies]
+    samples = {"samples": spec.held_out, "validation": spec.sizing}
+    job = session.checked(dataclasses.replace(spec.job, memory=config, storage=None), names, samples)
+    always = [PolicyEntry(name) for name in ("full", "namm")]
+    by_label = {policy.label: policy for policy in (*always, *spec.policies, *map(PolicyEntry, spec.others))}
+    policies, budgets = tuple(by_label.values()), tuple(sorted(set(spec.budgets)))
+    return dataclasses.replace(spec, job=job, policies=policies, budgets=budgets), memories
+
+
+def _saved(source: str) -> tuple[NammConfig, PolicySpec]:
+    """The one NAMM of a folder or a Hub repository. Raises ValueError."""
+    from namm_core import Namm
+
+    saved = Namm.from_pretrained(source)
+    if saved.theta.ndim != 1:
+        raise ValueError(f"{source} holds {len(saved.theta)} candidates: save one of them, Namm(config, theta[i])")
+    given = saved.statistics
+    statistics = None if given is None else (given.mean.numpy(), given.var.numpy(), given.count)
+    return saved.config, PolicySpec("namm", theta=saved.theta.numpy(), statistics=statistics)
