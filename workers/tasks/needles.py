@@ -26,18 +26,6 @@ NOUNS = (
     "shadow shovel spider sponge squirrel summit sunset temple thunder ticket tiger timber tunnel turtle valley "
     "velvet violin walnut whistle willow window winter"
 ).split()
-CITIES = (
-    "Ankara Athens Bergen Bogota Boston Bremen Cairo Calgary Chicago Dakar Delhi Denver Dublin Geneva Glasgow "
-    "Havana Helsinki Jakarta Kyoto Lagos Leipzig Lima Lisbon Lyon Madrid Manila Melbourne Milan Montreal Munich "
-    "Nairobi Naples Osaka Oslo Ottawa Porto Prague Quito Riga Rome Seattle Seoul Seville Sofia Tallinn Tokyo "
-    "Toronto Tunis Turin Vienna Vilnius Warsaw Zagreb Zurich"
-).split()
-PEOPLE = (
-    "Adams Bailey Barnes Bennett Brooks Butler Carter Coleman Collins Cooper Dawson Dixon Ellis Evans Fisher "
-    "Foster Gibson Graham Griffin Hamilton Harper Hayes Hudson Hughes Jenkins Jordan Keller Lambert Lawson "
-    "Marshall Mason Morgan Murray Nelson Newton Norris Palmer Parker Perry Porter Powell Reed Rogers Russell "
-    "Sanders Shaw Simmons Spencer Stevens Sullivan Turner Wallace Walsh Warren Watson Webster Wheeler Young"
-).split()
 MONTHS = "January February March April May June July August September October November December".split()
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -51,6 +39,16 @@ def digits(count: int) -> Callable[[random.Random], str]:
 def date(rng: random.Random) -> str:
     """A day of the twentieth century, such as 7 March 1921."""
     return f"{1 + int(rng.random() * 28)} {choose(rng, MONTHS)} {1900 + int(rng.random() * 100)}"
+
+
+def price(rng: random.Random) -> str:
+    """A number of thousands, such as 4,730."""
+    return f"{1 + int(rng.random() * 99)},{int(rng.random() * 100):02d}0"
+
+
+def time(rng: random.Random) -> str:
+    """A minute of the day, such as 07:45."""
+    return f"{int(rng.random() * 24):02d}:{int(rng.random() * 60):02d}"
 
 
 @dataclass(frozen=True)
@@ -73,20 +71,20 @@ class Wording:
 
 WORDINGS = (
     Wording(
-        "One of the special magic numbers for {key} is: {value}.",
+        "The special magic number for {key} is {value}.",
         "What is the special magic number for {key} mentioned in the provided text?",
-        "The special magic number for {key} mentioned in the provided text is",
+        "The special magic number for {key} is",
         "What are all the special magic numbers for {key} mentioned in the provided text?",
-        "The special magic numbers for {key} mentioned in the provided text are",
+        "The special magic numbers for {key} are",
         digits(7),
     ),
     Wording(
-        "Goods for {key} are delivered to the city of {value}.",
-        "To which city are goods for {key} delivered?",
-        "Goods for {key} are delivered to the city of",
-        "To which cities are goods for {key} delivered? List every city.",
-        "Goods for {key} are delivered to the cities of",
-        lambda rng: choose(rng, CITIES),
+        "The price of {key} was set at {value} dollars.",
+        "At how many dollars was the price of {key} set?",
+        "The price of {key} was set at",
+        "At how many dollars were the prices of {key} set? List every price.",
+        "The prices of {key} were set at",
+        price,
     ),
     Wording(
         "The locker of {key} opens with the combination {value}.",
@@ -105,12 +103,12 @@ WORDINGS = (
         digits(6),
     ),
     Wording(
-        "Questions about {key} should be addressed to Doctor {value}.",
-        "To whom should questions about {key} be addressed?",
-        "Questions about {key} should be addressed to Doctor",
-        "To which doctors should questions about {key} be addressed? List every name.",
-        "Questions about {key} should be addressed to the doctors",
-        lambda rng: choose(rng, PEOPLE),
+        "The train for {key} leaves the station at {value}.",
+        "At what time does the train for {key} leave the station?",
+        "The train for {key} leaves the station at",
+        "At what times do the trains for {key} leave the station? List every time.",
+        "The trains for {key} leave the station at",
+        time,
     ),
     Wording(
         "The contract with {key} was signed on {value}.",
