@@ -124,6 +124,7 @@ class MemoryCache(Cache):
     def __exit__(self, *_) -> None:
         self.detach()
 
+    @torch.compiler.disable
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """See `Cache.update`; the layer before must have been read by now."""
         if layer_idx and self._layers[layer_idx - 1].pending:

@@ -94,8 +94,15 @@ class MemoryLayer(CacheLayerMixin):
         """Takes new keys and values, (rows, kv_heads, new, size), and returns them, marked as this layer's.
 
         The attention function finds the mark and does the rest: it must see every block before it is forgotten.
-        Raises ValueError for another number of rows, or when what came before was never read.
+        They are returned in the precision that the memory began with: inside `torch.autocast`, that one's. Raises
+        ValueError for another number of rows, or when what came before was never read.
         """
+        if self.stored is not None:
+            dtype = self.stored.main()[0].dtype
+            key_states, value_states = key_states.to(dtype), value_states.to(dtype)
+        elif torch.is_autocast_enabled(device := key_states.device.type):
+            dtype = torch.get_autocast_dtype(device)
+            key_states, value_states = key_states.to(dtype), value_states.to(dtype)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if key_states.shape[0] != len(self.fed):
