@@ -10,7 +10,8 @@ how a policy decides.
 
 from __future__ import annotations
 
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from transformers.cache_utils import Cache
 
 from namm_core import rotary, support
 from namm_core.attention import attach as attaching
+from namm_core.layer import stored_file
 from namm_core.layer.memory_layer import MemoryLayer
 from namm_core.layer.stored import Stored
 from namm_core.protocols import Policy
@@ -64,12 +66,65 @@ class MemoryCache(Cache):
             self._hold.release()
             self._hold = None
 
+    def fork(self) -> MemoryCache:
+        """A second continuation of the same text, which shares what is held so far instead of copying it.
+
+        It is open on the model where this one is, guards included, until its own `detach`.
+        """
+        return self._twin([layer.forked() for layer in self._layers])
+
+    def __copy__(self) -> MemoryCache:
+        return self.fork()
+
+    def __deepcopy__(self, memo: dict) -> MemoryCache:
+        """Its content in tensors of its own; model and policy are shared."""
+        twin = memo[id(self)] = self._twin([layer.copied() for layer in self._layers])
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(support.NO_PICKLE)
+
+    def _twin(self, layers: list[MemoryLayer]) -> MemoryCache:
+        twin: MemoryCache = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.layers, twin._text, twin._hold = list(layers), self._text.copied(), None
+        if self._hold is not None:
+            twin.attach()
+        return twin
+
+    def save(self, file: str | Path) -> None:
+        """Writes what is held to a safetensors file, whole or not at all; neither model nor policy are in it.
+
+        Raises ValueError in the middle of a call, or while rows are shared (`share`).
+        """
+        stored_file.write(Path(file), [layer.forked() for layer in self._layers])
+
+    @classmethod
+    def load(
+        cls, file: str | Path, model: PreTrainedModel, policy: Policy, tiled: bool | None = None, fused: bool = False
+    ) -> MemoryCache:
+        """A memory as `save` wrote it, on the model's device.
+
+        Raises ValueError for a file that is none, and for another model's or policy's: layers, heads, kind of policy
+        and update interval are compared, weights are not. A memory that was read again does not know its text: what
+        `generate` is given must go on from it.
+        """
+        cache = cls(model, policy, tiled, fused)
+        try:
+            stored_file.read(Path(file), cache._layers, cache._model.device)
+        except BaseException:
+            cache.detach()
+            raise
+        cache._text.known = False
+        return cache
+
     def __enter__(self) -> MemoryCache:
         return self
 
     def __exit__(self, *_) -> None:
         self.detach()
 
+    @torch.compiler.disable
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """See `Cache.update`; the layer before must have been read by now."""
         if layer_idx and self._layers[layer_idx - 1].pending:

@@ -125,6 +125,6 @@ def _until(tokens: list[int], stop: tuple[int, ...]) -> list[int]:
 
 def _fork(past: Cache) -> Cache:
     """A second continuation of the same cache: layers replace their tensors, never write into them."""
-    twin = copy.copy(past)
+    twin = copy.copy(past)  # of a `MemoryCache`: its `fork`
     twin.layers = [copy.copy(layer) for layer in past.layers]
     return twin

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -26,6 +27,7 @@ def watch(model: PreTrainedModel) -> RemovableHandle:
     """Checks each call of `model` with a memory before it begins."""
     names = list(inspect.signature(model.forward).parameters)
 
+    @torch.compiler.disable
     def before(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> None:
         call = dict(zip(names, args, strict=False)) | kwargs
         memory = _memory(call)

@@ -29,6 +29,15 @@ UNREAD = (
 
 NO_WEIGHTS = "heads of a memory hold different tokens: for output_attentions, call the model without it"
 
+NO_OFFLOAD = (
+    "a memory stays on the model's device: it is small because it forgets; it cannot be offloaded or prefetched"
+)
+
+NO_PICKLE = (
+    "a memory refers to its model and its policy, which would be pickled with it: use cache.save(FILE) and "
+    "MemoryCache.load(FILE, model, policy)"
+)
+
 
 def cache_argument(model: PreTrainedModel) -> str:
     """What `forward` and `generate` of a model call their cache: `cache` since transformers 5.24.

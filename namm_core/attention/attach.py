@@ -84,6 +84,14 @@ class _Attachment:
         self._hooks: list[RemovableHandle] = [
             guards.watch(module) for module in model.modules() if isinstance(module, PreTrainedModel)
         ]
+        # What a memory does differs from call to call: compiled code would be compiled anew at each step.
+        self._compiled = {
+            module: call
+            for module in model.modules()
+            if (call := module.__dict__.get("_compiled_call_impl")) is not None
+        }
+        for module in self._compiled:
+            module._compiled_call_impl = None
         self._settings: dict[str, tuple[Any, Any]] = {}
         self._generation = model.generation_config if model.can_generate() else None
         for name, (unwanted, ours) in _FED_ANEW.items():
@@ -100,6 +108,9 @@ class _Attachment:
         """Puts everything back that nobody else has changed since."""
         for hook in self._hooks:
             hook.remove()
+        for module, call in self._compiled.items():
+            if module._compiled_call_impl is None:
+                module._compiled_call_impl = call
         for name, (found, ours) in self._settings.items():
             if getattr(self._generation, name) == ours:
                 setattr(self._generation, name, found)

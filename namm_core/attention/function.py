@@ -23,6 +23,7 @@ from namm_core.support import NO_WEIGHTS
 NAME = "namm"
 
 
+@torch.compiler.disable
 def attention_forward(
     module: torch.nn.Module,
     query: Tensor,
@@ -57,6 +58,12 @@ def attention_forward(
             is_causal=False,
             **kwargs,
         )
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # the memory has one precision, which `MemoryLayer.update` has chosen
+        with torch.autocast(device, enabled=False):
+            return attention_forward(
+                module, query, key, value, attention_mask, scaling, dropout, softcap, sliding_window, **kwargs
+            )
     if kwargs.get("output_attentions"):
         raise ValueError(NO_WEIGHTS)
     if kwargs.get("s_aux") is not None:
@@ -68,6 +75,7 @@ def attention_forward(
     tokens = query.shape[2]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     real = None if attention_mask is None else attention_mask[:, -tokens:].bool()
+    wanted, query = query.dtype, query.to(key.dtype)
     out = query.new_zeros(query.shape[0], tokens, query.shape[1], value.shape[-1])
     for block in layer.begin_read(tokens, real, scaling, sliding_window):
         layer.append(block.take(key), block.take(value), block)
@@ -81,7 +89,7 @@ def attention_forward(
         block.put(out, attended)
         layer.finish(block)
     layer.end_read()
-    return out, None
+    return out.to(wanted), None
 
 
 def _attend(layer: MemoryLayer, block: Block, query: Tensor, softcap: float | None) -> Tensor:

@@ -8,6 +8,8 @@ padding (`namm_core.layer.stored`). Knows nothing of how attention is computed o
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
@@ -17,7 +19,7 @@ from namm_core.layer.content import Content
 from namm_core.layer.stored import Dense, Stored
 from namm_core.protocols import Attended, Policy, State, View, Watch
 from namm_core.rotary import Rotary
-from namm_core.support import NO_WAY_BACK, UNREAD
+from namm_core.support import NO_OFFLOAD, NO_WAY_BACK, UNREAD
 
 _MARK = "_namm_layer"
 
@@ -92,8 +94,15 @@ class MemoryLayer(CacheLayerMixin):
         """Takes new keys and values, (rows, kv_heads, new, size), and returns them, marked as this layer's.
 
         The attention function finds the mark and does the rest: it must see every block before it is forgotten.
-        Raises ValueError for another number of rows, or when what came before was never read.
+        They are returned in the precision that the memory began with: inside `torch.autocast`, that one's. Raises
+        ValueError for another number of rows, or when what came before was never read.
         """
+        if self.stored is not None:
+            dtype = self.stored.main()[0].dtype
+            key_states, value_states = key_states.to(dtype), value_states.to(dtype)
+        elif torch.is_autocast_enabled(device := key_states.device.type):
+            dtype = torch.get_autocast_dtype(device)
+            key_states, value_states = key_states.to(dtype), value_states.to(dtype)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if key_states.shape[0] != len(self.fed):
@@ -187,6 +196,33 @@ class MemoryLayer(CacheLayerMixin):
         self._forget([True] * len(self.fed))
         self.end_read()
 
+    def forked(self) -> MemoryLayer:
+        """The same content, to go on differently: it is shared, since tensors that are stored are never written into.
+
+        Raises ValueError in the middle of a call.
+        """
+        if self.pending or self._content is not None:
+            raise ValueError(UNREAD)
+        return copy.copy(self)
+
+    def restore(self, stored: Stored, summary: State, row: Tensor, seen: int, fed: list[int]) -> None:
+        """Takes over content that was stored elsewhere; see the fields.
+
+        Raises ValueError where the policy's state, or the number of rows, is another.
+        """
+        assert self.stored is not None, "the layer has been started"
+        if stored.dense().state.keys() != self.stored.dense().state.keys() or len(fed) != len(self.fed):
+            raise ValueError("the memory was stored with another policy's state, or other rows")
+        self.stored, self.summary, self.row, self.seen, self.fed = stored, summary, row, seen, list(fed)
+
+    def copied(self) -> MemoryLayer:
+        """As `forked`, in tensors that nobody else holds."""
+        twin = self.forked()
+        if twin.stored is not None:
+            twin.stored = twin.stored.copied()
+        twin.row, twin.summary = twin.row.clone(), {name: t.clone() for name, t in twin.summary.items()}
+        return twin
+
     def keep_open(self, value: bool) -> None:
         """Whether the content stays padded at the end of a call."""
         self.stays_open = value
@@ -237,6 +273,14 @@ class MemoryLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """-1: there is no limit."""
         return -1
+
+    def offload(self) -> None:
+        """Raises ValueError: a memory is read in every call."""
+        raise ValueError(NO_OFFLOAD)
+
+    def prefetch(self) -> None:
+        """Raises ValueError, as `offload`."""
+        raise ValueError(NO_OFFLOAD)
 
     def reset(self) -> None:
         """Forgets everything, as before the first call."""

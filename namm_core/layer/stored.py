@@ -52,6 +52,11 @@ class Dense:
         keys, values, positions = self.keys[indices], self.values[indices], self.positions.long()[indices]
         return store(Dense(keys, values, positions, state, self.padded))
 
+    def copied(self) -> Dense:
+        """The same in tensors that nobody else holds."""
+        state = {name: t.clone() for name, t in self.state.items()}
+        return Dense(self.keys.clone(), self.values.clone(), self.positions.clone(), state, self.padded)
+
     @property
     def counts(self) -> Tensor:
         """(rows, kv_heads) int64, tokens held."""
@@ -119,6 +124,12 @@ class EndToEnd:
     def rows(self, indices: Tensor) -> Stored:
         """The rows `indices` (rows,) int64, in that order."""
         return self.dense().rows(indices)
+
+    def copied(self) -> EndToEnd:
+        """The same in tensors that nobody else holds; the counts, which never change, are shared."""
+        old = self.old, self.old_keys.clone(), self.old_values.clone()
+        state = {name: t.clone() for name, t in self.state.items()}
+        return EndToEnd(*old, self.new_keys.clone(), self.new_values.clone(), self.all, self.positions.clone(), state)
 
     @property
     def counts(self) -> Tensor:
