@@ -135,6 +135,14 @@ class MemoryCache(Cache):
         """Called by assisted decoding before it begins: it would have to take tokens back."""
         raise ValueError(support.NO_WAY_BACK)
 
+    def offload(self, layer_idx: int, only_non_sliding: bool = True) -> None:
+        """Raises ValueError: a memory stays where its model is."""
+        raise ValueError(support.NO_OFFLOAD)
+
+    def prefetch(self, layer_idx: int, only_non_sliding: bool = True) -> None:
+        """Raises ValueError, as `offload`."""
+        raise ValueError(support.NO_OFFLOAD)
+
     def share(self) -> None:
         """The rows of a fresh cache stand for samples alone until `spread`: candidates differ once they forget.
 
