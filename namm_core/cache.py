@@ -124,9 +124,10 @@ class MemoryCache(Cache):
     def __exit__(self, *_) -> None:
         self.detach()
 
-    @torch.compiler.disable
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """See `Cache.update`; the layer before must have been read by now."""
+        if torch.compiler.is_compiling():
+            return _uncompiled_update(self, key_states, value_states, layer_idx, *args, **kwargs)
         if layer_idx and self._layers[layer_idx - 1].pending:
             raise ValueError(support.UNREAD)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
@@ -233,6 +234,9 @@ class MemoryCache(Cache):
     def _stored(self) -> list[Stored]:
         """Of all layers that hold something."""
         return [layer.stored for layer in self._layers if layer.stored is not None]
+
+
+_uncompiled_update = torch.compiler.disable(MemoryCache.update)
 
 
 def _nbytes(tensor: Tensor) -> int:
