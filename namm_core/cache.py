@@ -124,9 +124,10 @@ class MemoryCache(Cache):
     def __exit__(self, *_) -> None:
         self.detach()
 
-    @torch.compiler.disable
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """See `Cache.update`; the layer before must have been read by now."""
+        if torch.compiler.is_compiling():
+            return _uncompiled_update(self, key_states, value_states, layer_idx, *args, **kwargs)
         if layer_idx and self._layers[layer_idx - 1].pending:
             raise ValueError(support.UNREAD)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
@@ -134,6 +135,14 @@ class MemoryCache(Cache):
     def activate_past_recording(self) -> None:
         """Called by assisted decoding before it begins: it would have to take tokens back."""
         raise ValueError(support.NO_WAY_BACK)
+
+    def offload(self, layer_idx: int, only_non_sliding: bool = True) -> None:
+        """Raises ValueError: a memory stays where its model is."""
+        raise ValueError(support.NO_OFFLOAD)
+
+    def prefetch(self, layer_idx: int, only_non_sliding: bool = True) -> None:
+        """Raises ValueError, as `offload`."""
+        raise ValueError(support.NO_OFFLOAD)
 
     def share(self) -> None:
         """The rows of a fresh cache stand for samples alone until `spread`: candidates differ once they forget.
@@ -225,6 +234,9 @@ class MemoryCache(Cache):
     def _stored(self) -> list[Stored]:
         """Of all layers that hold something."""
         return [layer.stored for layer in self._layers if layer.stored is not None]
+
+
+_uncompiled_update = torch.compiler.disable(MemoryCache.update)
 
 
 def _nbytes(tensor: Tensor) -> int:

@@ -27,8 +27,10 @@ def watch(model: PreTrainedModel) -> RemovableHandle:
     """Checks each call of `model` with a memory before it begins."""
     names = list(inspect.signature(model.forward).parameters)
 
-    @torch.compiler.disable
     def before(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            uncompiled(module, args, kwargs)
+            return
         call = dict(zip(names, args, strict=False)) | kwargs
         memory = _memory(call)
         if memory is not None:
@@ -38,6 +40,7 @@ def watch(model: PreTrainedModel) -> RemovableHandle:
             ids = call.get("input_ids")
             memory.text.announce(memory.seen, ids if isinstance(ids, Tensor) and ids.ndim == 2 else None)
 
+    uncompiled = torch.compiler.disable(before)
     return model.register_forward_pre_hook(before, with_kwargs=True)
 
 

@@ -23,7 +23,6 @@ from namm_core.support import NO_WEIGHTS
 NAME = "namm"
 
 
-@torch.compiler.disable
 def attention_forward(
     module: torch.nn.Module,
     query: Tensor,
@@ -42,6 +41,10 @@ def attention_forward(
     `MemoryLayer.update`; attention_mask: (rows, columns) bool, False for padding, or None. Returns
     ((rows, new, heads, size), None). Keys without a mark (another cache, or none) get stock attention.
     """
+    if torch.compiler.is_compiling():  # what a memory does differs from call to call
+        return _uncompiled(
+            module, query, key, value, attention_mask, scaling, dropout, softcap, sliding_window, **kwargs
+        )
     layer = marked(key)
     if layer is None:
         mask = _stock_mask(query, key, attention_mask, sliding_window)
@@ -90,6 +93,9 @@ def attention_forward(
         layer.finish(block)
     layer.end_read()
     return out.to(wanted), None
+
+
+_uncompiled = torch.compiler.disable(attention_forward)
 
 
 def _attend(layer: MemoryLayer, block: Block, query: Tensor, softcap: float | None) -> Tensor:
