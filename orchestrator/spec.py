@@ -188,11 +188,12 @@ class JobSpec(Ranged, Readable):
     def from_plain(cls, value: Any, where: str) -> JobSpec:
         """The job, its plug-ins added before anything that they may bring is looked up. Raises ValueError, one line."""
         given = value.get("plugins", ()) if isinstance(value, Mapping) else ()
-        if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
-            try:
-                plugins.add(given)
-            except ValueError as error:
-                raise ValueError(f"{where}.plugins: {error}") from None
+        if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+            raise ValueError(f"{where}.plugins: expected a list of folders or packages, found {given!r}")
+        try:
+            plugins.add(given)
+        except ValueError as error:
+            raise ValueError(f"{where}.plugins: {error}") from None
         if isinstance(value, Mapping) and "search" in value:  # which options there are depends on the algorithm
             value = {**value, "search": lookup.read(value["search"], f"{where}.search")}
         return from_fields(cls, value, where)

@@ -13,7 +13,6 @@ import pytest
 
 from namm_core.config import from_mapping
 from orchestrator.search import lookup
-from orchestrator.search.config import SearchConfig
 from orchestrator.spec import JobSpec
 from tests.orchestrator.landscape import Noisy, job, run, timeless
 from tests.orchestrator.search.searches import EVERY, IDS, config, digest, sphere, started
@@ -273,9 +272,10 @@ def test_a_jobs_search_is_closed(search, message):
 
 def test_a_job_that_names_no_algorithm_has_cma_es():
     assert lookup.default() == lookup.read({"algorithm": "cma_es"}, "search") == job().search.__class__()
-    assert isinstance(
-        from_mapping(SearchConfig, {"algorithm": "openai_es"}, "search"), lookup.named("openai_es").Config
-    )
+    plain = {"name": "s", "model": {"path": "m"}, "tasks": {"source": "recall"}, "train": ["a"]}
+    assert from_mapping(JobSpec, plain, "job.yaml").search == lookup.default()
+    other = from_mapping(JobSpec, plain | {"search": {"algorithm": "openai_es"}}, "job.yaml").search
+    assert isinstance(other, lookup.named("openai_es").Config)
 
 
 # In a job
