@@ -1,9 +1,9 @@
 """One task of `lm_eval`, the same records and the same answers: our scores beside those of `lm_eval`'s own evaluator.
 
-    python -m tests.workers.harness_compare
+    python -m tests.workers.harness_compare [N]
 
-compares one task of every pipeline (prompts, filters, metrics, functions) that `lm_eval` has, and prints what came of
-each as JSON. Knows how to give `lm_eval` answers; nothing of what they are worth.
+compares one task of every pipeline (prompts, filters, metrics, functions) that `lm_eval` has, or of every Nth, and
+prints what came of each as JSON. Knows how to give `lm_eval` answers; nothing of what they are worth.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def main() -> None:
     left: dict[str, list[str]] = {}
     told = 0
     tasks = pipelines()
-    for name in tasks:
+    for name in list(tasks)[:: int(sys.argv[1]) if len(sys.argv) > 1 else 1]:
         signal.alarm(PATIENCE)
         try:
             ours, theirs = compare(name)
