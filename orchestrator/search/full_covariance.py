@@ -47,6 +47,7 @@ class FullCovariance(GaussFullSampler):
     def __init__(self, dimension: np.ndarray, **options: Any) -> None:
         self.rarely = 10
         """Generations between two decompositions from which one that is a generation old will do."""
+        self._held_mu_eff: float | None = None
         self._aside = ThreadPoolExecutor(1)  # one thread: what is handed in is done in that order
         self._learning: Future[None] | None = None
         self._decomposing: Future[tuple[np.ndarray, np.ndarray]] | None = None
@@ -74,8 +75,12 @@ class FullCovariance(GaussFullSampler):
     def parameters(self, mueff: float | None = None, lam: int | None = None) -> dict[str, float]:
         """The learning rates for `mueff`, or those of the last call."""
         if mueff is not None:
-            self._parameters = learning_rates(self.dimension, mueff)
+            self._parameters = learning_rates(self.dimension, self._held_mu_eff or mueff)
         return self._parameters
+
+    def hold_rates(self, mu_eff: float | None) -> None:
+        """Keeps the learning rates at those for `mu_eff`, whatever the weights say; None: no longer."""
+        self._held_mu_eff = mu_eff
 
     def update(self, vectors: list, weights: list, c1_times_delta_hsigma: float = 0) -> None:
         """As pycma's; the sum of products is left to the thread.

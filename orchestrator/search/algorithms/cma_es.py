@@ -58,9 +58,9 @@ class CMAESConfig(SearchConfig):
 class CMAES(AskAndTell):
     """pycma's CMA-ES with cumulative step-size adaptation, whatever the number of dimensions.
 
-    Only the order of fitness counts; of equals the first goes before. A missing candidate takes no part: its place
+    Only the order of fitness counts; equals share what their ranks weigh. A missing candidate takes no part: its place
     and vector count for nothing, and the mean moves in proportion to how many were told. With fewer than 3 finite
-    values there is no order to learn from, and the distribution stays as it is.
+    values, or if all are equal, there is no order to learn from, and the distribution stays as it is.
 
     pycma is imported where it is used: it takes a second, which a job that is only read need not wait for.
     """
@@ -97,19 +97,26 @@ class CMAES(AskAndTell):
         if len(finite) >= FEWEST_TO_RANK:
             # A stable sort: the order of equals must not depend on the machine's sorting algorithm.
             best_first = finite[np.argsort(-fitness[finite], kind="stable")]
-            self._update(candidates[best_first])
+            _, sizes = np.unique(-fitness[best_first], return_counts=True)
+            if len(sizes) > 1:
+                self._update(candidates[best_first], sizes)
 
-    def _update(self, ranked: np.ndarray) -> None:
-        """One generation's update from those of its candidates that have a fitness, best first: (told, N)."""
+    def _update(self, ranked: np.ndarray, sizes: np.ndarray) -> None:
+        """One generation's update from those of its candidates that have a fitness, best first: (told, N); sizes: of
+        the groups of equals among them."""
         parameters, told = self.strategy.sp, len(ranked)
         if told < self.population:
             # The same weights over fewer candidates, and a mean that moves in proportion to their number.
             parameters.weights = self._weights(told)
             parameters.cmean = told / self.population
+        if len(sizes) < told:
+            parameters.weights = self._tied(told, sizes)
         # pycma minimises: the best has rank 0. Points that lie far out it would draw in, which the paper does not.
         check = {"check_points": False} if self.config.variant == "full" else {}
         self.strategy.tell(list(ranked), list(range(told)), **check)
         parameters.weights, parameters.cmean = self._weights_of_all, 1.0
+        if self.config.variant == "full":
+            self.strategy.sm.hold_rates(None)
 
     def _weights(self, told: int) -> RecombinationWeights:
         """Recombination weights of `told` candidates by rank, the negative ones by eq. 53 (active update)."""
@@ -126,13 +133,27 @@ class CMAES(AskAndTell):
         else:
             rates = learning_rates(self.strategy.N, weights.mueff)
             weights.finalize_negative_weights(self.strategy.N, rates["c1"], rates["cmu"])
-        if self.config.mirrored:
-            # Twins that are both selected cancel in the mean, so that its shift is shorter than mu_eff of
-            # independent samples says: E|sum w y|^2 = (sum w^2 - n E[w w']) |y|^2, the ranks of twins random.
-            # Uncorrected, the step size would shrink by itself.
-            squares = 1 / weights.mueff
-            weights.mueff = 1 / (squares - (1 - squares) / (told - 1))
+        self._correct(weights)
         return weights
+
+    def _tied(self, told: int, sizes: np.ndarray) -> RecombinationWeights:
+        """The same, shared within groups of equals, whose sizes are given best first; there are two groups or more."""
+        from orchestrator.search.tied_weights import TiedWeights
+
+        weights = self._weights(told)
+        if self.config.variant == "full":
+            self.strategy.sm.hold_rates(weights.mueff)  # ties change who counts how much, not how fast is learnt
+        weights = TiedWeights(weights, sizes)
+        self._correct(weights)
+        return weights
+
+    def _correct(self, weights: RecombinationWeights) -> None:
+        """Mirrored: twins that are both selected cancel in the mean, so that its shift is shorter than mu_eff of
+        independent samples says: E|sum w y|^2 = (sum w^2 - n E[w w']) |y|^2, the ranks of twins random. Uncorrected,
+        the step size would shrink by itself."""
+        if self.config.mirrored:
+            squares = 1 / weights.mueff
+            weights.mueff = 1 / (squares - (1 - squares) / (len(weights) - 1))
 
     def _options(self, dimension: int) -> dict[str, Any]:
         """pycma's options."""
