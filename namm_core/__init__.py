@@ -19,6 +19,7 @@ _HOMES = {
     "NammStep": "namm",
     "Policy": "protocols",
     "Scorer": "protocols",
+    "Scoring": "policy",
     "State": "protocols",
     "StatisticsCollector": "namm",
     "View": "protocols",

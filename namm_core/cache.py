@@ -42,10 +42,9 @@ class MemoryCache(Cache):
         running = attaching.running(model)
         config = running.config.get_text_config(decoder=True)
         support.check_model(running)
+        layers = config.num_hidden_layers
         super().__init__(
-            layers=[
-                MemoryLayer(policy, i, rotary.find(running, i), tiled, fused) for i in range(config.num_hidden_layers)
-            ]
+            layers=[MemoryLayer(policy, i, rotary.find(running, i), tiled, fused, layers) for i in range(layers)]
         )
         self.policy = policy
         self._model = running

@@ -16,12 +16,13 @@ from torch import Tensor
 from namm_core import saving
 from namm_core.config import NammConfig
 from namm_core.layer.packing import Packing
-from namm_core.policy import BasePolicy, top
+from namm_core.policy import BasePolicy
 from namm_core.protocols import Attended, Entries, State, View, Watch
 from namm_core.scoring import scorer
 from namm_core.scoring.embedding import Tokens, ages
 from namm_core.scoring.spectrogram import Spectrogram
 from namm_core.scoring.statistics import FeatureStatistics
+from namm_core.selection import top
 
 
 @dataclass

@@ -6,14 +6,16 @@ cache.
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from namm_core.protocols import Attended, Entries, Policy, State, View, Watch
+from namm_core.protocols import Attended, Policy, State, View, Watch
 from namm_core.rotary import Rotary
+from namm_core.selection import Budget, Over, reserved, top
 
 
 class BasePolicy:
@@ -53,47 +55,64 @@ class BasePolicy:
 
 @dataclass
 class Budgeted(BasePolicy):
-    """Base of policies that keep a given number of tokens. Raises ValueError for a budget out of range."""
+    """Base of policies that keep a given number of tokens. Raises ValueError for numbers out of range."""
 
     budget: int | float | Tensor
-    """What a head keeps at each update. An int: tokens. A float in (0, 1]: that fraction of the tokens its row has
-    seen by then, forgotten ones included. A tensor (rows,): one of either for each row, by its dtype."""
+    """What a head keeps at each update: see `namm_core.selection.Budget`."""
     update_interval: int = 512
     """Tokens between two updates."""
+    whole_layers: int = 0
+    """First layers that forget nothing; what they hold beyond the budget, the other layers go without."""
     takes_budget = True
 
     def __post_init__(self) -> None:
         check_count("update_interval", self.update_interval, least=1)
-        budget = self.budget
-        lowest: float
-        highest: float
-        if isinstance(budget, Tensor):
-            if budget.ndim != 1 or not len(budget):
-                raise ValueError(f"a budget tensor has shape (rows,), not {tuple(budget.shape)}")
-            if budget.dtype == torch.bool or budget.is_complex():
-                raise ValueError(f"a budget holds tokens (integers) or fractions (floats), not {budget.dtype}")
-            self.rows, lowest, highest = len(budget), budget.min().item(), budget.max().item()
-        elif isinstance(budget, bool) or not isinstance(budget, Real):
-            raise ValueError(f"a budget is a number of tokens (int), a fraction (float) or a tensor, not {budget!r}")
-        else:
-            lowest = highest = budget
-        if isinstance(lowest, Integral):
-            if lowest < 1:
-                raise ValueError(f"a budget in tokens is at least 1, not {lowest}")
-        elif not 0 < lowest <= highest <= 1:  # not a number fails too
-            wrong = highest if highest > 1 else lowest
-            raise ValueError(f"a budget as a fraction lies above 0 and at most at 1, not {wrong} (tokens are an int)")
+        check_count("whole_layers", self.whole_layers, least=0)
+        self._budget = Budget(self.budget)
+        self.rows = self._budget.rows
 
     def tokens(self, view: View) -> Tensor:
-        """(rows,) int64, how many tokens each row of the cache keeps in each head, at least 1."""
-        if isinstance(self.budget, Tensor):
-            budget = self.budget.to(view.newest.device)[view.row]
+        """(rows,) int64, how many tokens each row of the cache keeps in each head of this layer, at least 1."""
+        tokens, whole = self._budget.tokens(view), self.whole_layers
+        if not whole:
+            return tokens
+        seen = view.newest + 1
+        if view.layer < whole or whole >= view.layers:
+            return seen
+        return ((view.layers * tokens - whole * seen) // (view.layers - whole)).clamp(min=1)
+
+
+@dataclass
+class Scoring(Budgeted):
+    """Base of policies that keep the tokens of the highest scores; `scores` is all that they must say."""
+
+    over: Over = "head"
+    """Whether each head keeps as many, or all heads of a layer share what they have together."""
+    sinks: int = 0
+    """First tokens that always stay, as far as the budget has room beside the newest."""
+    recent: int | float = 0
+    """Newest tokens that always stay: an int is tokens, a float a share of the budget."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.over not in typing.get_args(Over):
+            raise ValueError(f"over must be head or layer, not {self.over!r}")
+        check_count("sinks", self.sinks, least=0)
+        if isinstance(self.recent, float):
+            if not 0 <= self.recent <= 1:
+                raise ValueError(f"recent as a share of the budget lies in 0 to 1, not {self.recent} (tokens: an int)")
         else:
-            whole = isinstance(self.budget, Integral)
-            budget = torch.full_like(view.newest, self.budget, dtype=None if whole else torch.double)
-        if budget.is_floating_point():
-            budget = (budget.double() * (view.newest + 1)).round()
-        return budget.long().clamp(min=1)
+            check_count("recent", self.recent, least=0)
+
+    def scores(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys), the higher the better; what is said of padding is ignored."""
+        raise NotImplementedError(f"{type(self).__name__} has no method scores(state, view)")
+
+    def keep(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys) bool: `sinks` and `recent` first, then the highest scores. See `Policy.keep`."""
+        tokens = self.tokens(view)
+        stays = reserved(view, tokens, self.sinks, self.recent)
+        return top(self.scores(state, view).masked_fill(stays, torch.inf), view, tokens, self.over)
 
 
 class Whole:
@@ -124,28 +143,6 @@ class Whole:
         """See `Watch.state`."""
         rows, new = len(self._mean), self._mean.shape[2]
         return self._policy.observe(self._state, self._mean, [self._fed] * rows, [new] * rows)
-
-
-def newest(view: Entries, count: Tensor) -> Tensor:
-    """(rows, kv_heads, keys) bool, the newest `count` (rows,) positions of each row."""
-    return view.positions > (view.newest - count)[:, None, None]
-
-
-def first(view: Entries, count: Tensor) -> Tensor:
-    """(rows, kv_heads, keys) bool, the first `count` (rows,) positions of each row."""
-    return (view.positions >= 0) & (view.positions < count[:, None, None])
-
-
-def top(scores: Tensor, view: Entries, tokens: Tensor) -> Tensor:
-    """(rows, kv_heads, keys) bool: the newest token and the highest scores of each head, `tokens` (rows,) in all.
-
-    scores: (rows, kv_heads, keys). Of tokens with equal scores the older one stays.
-    """
-    valid = view.positions >= 0
-    scores = scores.masked_fill(view.positions == view.newest[:, None, None], torch.inf).masked_fill(~valid, -torch.inf)
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).to(order).expand_as(order))
-    return (rank < tokens[:, None, None]) & valid
 
 
 def check_count(name: str, value: int, least: int) -> None:

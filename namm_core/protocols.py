@@ -57,6 +57,8 @@ class View(Entries):
     """(rows,) bool, rows that are being updated; what is decided for the others is ignored."""
     layer: int
     """Index of the layer."""
+    layers: int = 1
+    """How many layers the memory has."""
     summary: State = field(default_factory=dict)
     """What `summarise` made of the queries so far, (rows, ...) each; empty where it is not asked for."""
     rotary: Rotary | None = None

@@ -27,9 +27,9 @@ _MARK = "_namm_layer"
 class MemoryLayer(CacheLayerMixin):
     """One layer's memory. All that it is and holds is declared in `__init__`; only its own methods write to it.
 
-    policy: what decides; index: of the layer; rotary: its rotary embedding, where that is known; tiled: whether
-    attention runs in tiles that fit a processor's cache, None until the device is known; fused: whether attention goes
-    through Triton's kernels where they serve.
+    policy: what decides; index: of the layer, among `layers`; rotary: its rotary embedding, where that is known; tiled:
+    whether attention runs in tiles that fit a processor's cache, None until the device is known; fused: whether
+    attention goes through Triton's kernels where they serve.
     """
 
     is_sliding = False
@@ -41,9 +41,11 @@ class MemoryLayer(CacheLayerMixin):
         rotary: Rotary | None = None,
         tiled: bool | None = None,
         fused: bool = False,
+        layers: int = 1,
     ) -> None:
         super().__init__()
         self.policy, self.index, self.rotary, self.tiled, self.fused = policy, index, rotary, tiled, fused
+        self.layers = layers
         self.stored: Stored | None = None
         """The content between two forward calls; during one, what it was before; None before the first."""
         self._content: Content | None = None
@@ -248,6 +250,7 @@ class MemoryLayer(CacheLayerMixin):
             row=self.row,
             due=due,
             layer=self.index,
+            layers=self.layers,
             summary=self.summary,
             rotary=self.rotary,
             scaling=self.scaling,

@@ -41,9 +41,7 @@ def named(name: str) -> Any:
 def options(name: str) -> dict[str, Option]:
     """The options of a policy, without its budget and update interval. Raises ValueError for an unknown name."""
     policy = named(name)
-    types = typing.get_type_hints(policy.__init__)
-    if dataclasses.is_dataclass(policy):
-        types = typing.get_type_hints(policy)
+    types = typing.get_type_hints(policy if dataclasses.is_dataclass(policy) else policy.__init__)
     found = {}
     for key, parameter in inspect.signature(policy).parameters.items():
         if key not in _GIVEN:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm_core.policy import Budgeted, top
+from namm_core.policy import Scoring
 from namm_core.protocols import State, View
 
 
 @dataclass
-class L2(Budgeted):
-    """Keeps the `budget` keys of lowest L2 norm in each head."""
+class L2(Scoring):
+    """Keeps the keys of lowest L2 norm in each head. Its authors leave the first two layers whole (`whole_layers`)."""
 
-    def keep(self, state: State, view: View) -> Tensor:
-        """(rows, kv_heads, keys) bool: the keys of lowest norm."""
-        return top(-view.keys.float().norm(dim=-1), view, self.tokens(view))
+    def scores(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys): the key's norm, less than 0."""
+        return -view.keys.float().norm(dim=-1)

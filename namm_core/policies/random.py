@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from namm_core.policy import Budgeted, top
+from namm_core.policy import Scoring
 from namm_core.protocols import State, View
 
 
 @dataclass
-class Random(Budgeted):
+class Random(Scoring):
     """Keeps `budget` tokens of each head by a fixed random rank of (seed, layer, head, position)."""
 
     seed: int = 0
     """Seed of the ranks."""
 
-    def keep(self, state: State, view: View) -> Tensor:
-        """(rows, kv_heads, keys) bool: the highest ranks; a position keeps its rank as the text grows."""
+    def scores(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys): ranks; a position keeps its own as the text grows."""
         heads, longest = view.positions.shape[1], int(view.newest.max()) + 1
         # A power of two of draws, so that a position keeps its rank as the sequence grows.
         size = 1 << max(longest - 1, 1).bit_length()
@@ -27,7 +27,7 @@ class Random(Budgeted):
         for head in range(heads):
             ranks.append(_ranks(self.seed, view.layer, head, size))
         table = torch.stack(ranks).to(view.positions.device).expand(len(view.positions), -1, -1)
-        return top(table.gather(-1, view.positions.clamp(min=0)), view, self.tokens(view))
+        return table.gather(-1, view.positions.clamp(min=0))
 
 
 def _ranks(seed: int, layer: int, head: int, size: int) -> Tensor:

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from namm_core.policy import Budgeted, check_count, newest, top
+from namm_core.policy import Scoring, check_count
 from namm_core.protocols import State, View
+from namm_core.selection import newest
 
 
 @dataclass
-class SnapKV(Budgeted):
+class SnapKV(Scoring):
     """Keeps the newest `window` tokens and those of highest pooled attention by the queries of these tokens.
 
     The paper votes per query head; heads that share keys must agree, so votes are the mean over a query group.
@@ -56,12 +57,11 @@ class SnapKV(Budgeted):
         votes = torch.matmul(voting[:, None, None].to(attention.dtype), attention)  # sum of A[-window:], Listing 1
         return {"votes": votes + state["votes"] * (since > 0)[:, :, None, None]}
 
-    def keep(self, state: State, view: View) -> Tensor:
-        """(rows, kv_heads, keys) bool: the newest `window`, then the most pooled votes."""
-        tokens = self.tokens(view)
-        window = newest(view, tokens.clamp(max=self.window))
+    def scores(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys): pooled votes; infinite for the newest `window`."""
+        window = newest(view, self.tokens(view).clamp(max=self.window))
         votes = state["votes"][:, :, 0].masked_fill(window, 0.0)
-        return top(self._pooled(votes, view.positions).masked_fill(window, torch.inf), view, tokens)
+        return self._pooled(votes, view.positions).masked_fill(window, torch.inf)
 
     def _pooled(self, votes: Tensor, positions: Tensor) -> Tensor:
         """Votes pooled over neighbours in the text: what was forgotten between two keys still parts them.

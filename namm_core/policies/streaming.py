@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm_core.policy import Budgeted, check_count, first, newest
+from namm_core.policy import Budgeted, check_count
 from namm_core.protocols import State, View
+from namm_core.selection import reserved
 
 
 @dataclass
@@ -23,6 +24,4 @@ class Streaming(Budgeted):
 
     def keep(self, state: State, view: View) -> Tensor:
         """(rows, kv_heads, keys) bool: the first `sinks` and the newest tokens."""
-        tokens = self.tokens(view)
-        sinks = (tokens - 1).clamp(max=self.sinks)
-        return first(view, sinks) | newest(view, tokens - sinks)
+        return reserved(view, self.tokens(view), self.sinks, recent=1.0)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from namm_core.policy import Budgeted, top
+from namm_core.policy import Scoring
 from namm_core.protocols import State, View
 
 
 @dataclass
-class TOVA(Budgeted):
+class TOVA(Scoring):
     """Keeps the tokens with the most attention of the newest query, mean over the layer's heads: the same in all.
 
     The newest token stays too, as everywhere here; the paper does not force it.
@@ -36,8 +36,7 @@ class TOVA(Budgeted):
             last = torch.where(idle[:, None, None, None], state["last"], last)
         return {"last": last}
 
-    def keep(self, state: State, view: View) -> Tensor:
-        """(rows, kv_heads, keys) bool: the most attention by the newest query, mean over heads."""
+    def scores(self, state: State, view: View) -> Tensor:
+        """(rows, kv_heads, keys): attention by the newest query, mean over heads."""
         # Query groups are of one size, so the mean of their means is the mean over all query heads.
-        scores = state["last"][:, :, 0].mean(1, keepdim=True).expand_as(view.positions)
-        return top(scores, view, self.tokens(view))
+        return state["last"][:, :, 0].mean(1, keepdim=True).expand_as(view.positions)

@@ -88,12 +88,16 @@ def test_what_a_policy_says_of_itself_is_what_its_constructor_does(name):
 
 def test_options_are_found_in_a_policys_own_fields():
     assert {name: option.default for name, option in policies.options("snapkv").items()} == {
+        "whole_layers": 0,
+        "over": "head",
+        "sinks": 0,
+        "recent": 0,
         "window": 32,
         "kernel": 7,
         "pooling": "max",
     }
     assert policies.options("snapkv")["window"].type is int
-    assert list(policies.options("oracle")) == ["sinks"] and not policies.options("l2")
+    assert list(policies.options("oracle")) == ["sinks"] and not policies.options("full")
     values = policies.check("expected_attention", {"sinks": 2, "epsilon": "1e-3"}, budget=0.2)  # as YAML reads 1e-3
     assert values == {"sinks": 2, "epsilon": 0.001} and policies.named("expected_attention")(0.2, INTERVAL, **values)
 
@@ -105,10 +109,14 @@ def test_options_are_found_in_a_policys_own_fields():
             "snapkv",
             {"windw": 64},
             None,
-            "^policy snapkv: unknown option 'windw'; did you mean 'window'. Known: window, k",
+            "^policy snapkv: unknown option 'windw'; did you mean 'window'. Known: whole_layers, over,",
         ),
         ("snapkv", {"budget": 64}, None, "^policy snapkv: unknown option 'budget'"),  # which has a key of its own
-        ("l2", {"window": 64}, None, "^policy l2 has no options: unknown option 'window'$"),
+        ("full", {"window": 64}, None, "^policy full has no options: unknown option 'window'$"),
+        ("l2", {"over": "model"}, None, "^policy l2: over: 'model' is not known; did you mean"),
+        ("l2", {"recent": 1.5}, None, "^policy l2: recent as a share of the budget lies in 0 to 1"),
+        ("l2", {"recent": -1}, None, "^policy l2: recent is an integer of at least 0"),
+        ("l2", {"whole_layers": -1}, None, "^policy l2: whole_layers is an integer of at least 0"),
         ("snapkv", {"window": "wide"}, None, "^policy snapkv: window: expected int, found 'wide'$"),
         ("snapkv", {"window": 0}, None, "^policy snapkv: window is an integer of at least 1, not 0$"),
         ("snapkv", {"pooling": "sum"}, None, "^policy snapkv: pooling: 'sum' is not known; did you mean"),

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from namm_core.policy import Budgeted, first
+from namm_core.policy import Budgeted
 from namm_core.protocols import State, View
+from namm_core.selection import first
 
 
 @dataclass
