@@ -87,10 +87,11 @@ def top(scores: Tensor, view: Entries, tokens: Tensor, over: Over = "head") -> T
     valid = view.positions >= 0
     scores = scores.masked_fill(view.positions == view.newest[:, None, None], torch.inf).masked_fill(~valid, -torch.inf)
     if over == "layer":
-        rows, heads, keys = scores.shape
-        together = scores.transpose(1, 2).reshape(rows, 1, keys * heads)  # older ones of all heads first
-        kept = _best(together, tokens * heads).view(rows, keys, heads).transpose(1, 2)
-        return kept & valid
+        # Older ones of all heads first; heads of unequal length have the same position in different columns.
+        by_age = view.positions.flatten(1)[:, None].argsort(dim=-1, stable=True)
+        together = scores.flatten(1)[:, None].gather(-1, by_age)
+        kept = _best(together, tokens * scores.shape[1])
+        return torch.empty_like(kept).scatter_(-1, by_age, kept).view_as(scores) & valid
     return _best(scores, tokens) & valid
 
 

@@ -27,8 +27,8 @@ class SnapKV(Scoring):
     """
 
     window: int = 32
-    """Newest tokens that always stay (as many as the budget holds), and queries that vote: of them, those since the
-    last update, since older ones were counted when they were new."""
+    """Newest tokens that always stay (as many as the budget holds beside the sinks), and queries that vote: of them,
+    those since the last update, since older ones were counted when they were new."""
     kernel: int = 7
     """Positions, odd, over which votes are pooled."""
     pooling: Literal["max", "avg"] = "max"
@@ -59,7 +59,9 @@ class SnapKV(Scoring):
 
     def scores(self, state: State, view: View) -> Tensor:
         """(rows, kv_heads, keys): pooled votes; infinite for the newest `window`."""
-        window = newest(view, self.tokens(view).clamp(max=self.window))
+        tokens = self.tokens(view)
+        room = tokens - (tokens - 1).clamp(min=0, max=self.sinks)  # beside the sinks
+        window = newest(view, room.clamp(max=self.window))
         votes = state["votes"][:, :, 0].masked_fill(window, 0.0)
         return self._pooled(votes, view.positions).masked_fill(window, torch.inf)
 
