@@ -9,6 +9,7 @@ from __future__ import annotations
 import typing
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from namm_core.selection import Budget, Over, reserved, top
 class BasePolicy:
     """Base of all policies: wants to see nothing, remembers nothing and takes no budget. See `Policy`."""
 
+    settings: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    """Options worth trying where a policy is held against others at its best; the first ones are its own defaults."""
     takes_budget: bool = False
     update_interval: int
     needs_attention: bool = False
@@ -86,6 +89,14 @@ class Budgeted(BasePolicy):
 class Scoring(Budgeted):
     """Base of policies that keep the tokens of the highest scores; `scores` is all that they must say."""
 
+    settings: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"over": "layer"},
+        {"sinks": 4},
+        {"over": "layer", "sinks": 4},
+        {"whole_layers": 1},
+        {"whole_layers": 2},
+    )
     over: Over = "head"
     """Whether each head keeps as many, or all heads of a layer share what they have together."""
     sinks: int = 0

@@ -15,8 +15,14 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator import session
-from orchestrator.evaluation.held_out import check_policies, compare, held_out_samples, metric_name
-from orchestrator.evaluation.sizes import Sized, Sizing
+from orchestrator.evaluation.held_out import (
+    check_policies,
+    compare,
+    held_out_samples,
+    memory_takes_budget,
+    metric_name,
+)
+from orchestrator.evaluation.sizes import Sized, Sizing, at_budget
 from orchestrator.evolution.loop import Evolved, Problem, evolve
 from orchestrator.evolution.samples import validation_samples
 from orchestrator.protocols import Recorder
@@ -39,6 +45,8 @@ def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
     """
     policies = job.evaluation.policies
     check_policies(policies)
+    if any(entry.best for entry in policies):
+        raise ValueError("evaluation.policies: settings are chosen by namm evaluate alone: leave best out")
     for label in ("full", "namm"):
         if label not in [entry.label for entry in policies]:
             raise ValueError(f"evaluation.policies must name {label}: the table compares the others with it")
@@ -65,7 +73,10 @@ def _run(job: JobSpec, workplace: Workplace, display: Display) -> dict[str, Any]
     search_seconds = time.monotonic() - started
     display.fitting()
     validation = validation_samples(job, _trained(outcome), size)
-    sized = Sizing(dispatcher.evaluate, outcome.best, validation).at_most(job.evaluation.kept_at_most)
+    if memory_takes_budget(job.memory):
+        sized = at_budget(dispatcher.evaluate, outcome.best, job.evaluation.budget, validation)
+    else:
+        sized = Sizing(dispatcher.evaluate, outcome.best, validation).at_most(job.evaluation.kept_at_most)
     _export(sized.memory, job, workplace.folder / MEMORY)
     records = compare(dispatcher.evaluate, sized.memory, job.evaluation.policies, held_out, display.comparison)
     files.write_lines(workplace.folder / "samples.jsonl", records)

@@ -49,6 +49,11 @@ def options(name: str) -> dict[str, Option]:
     return found
 
 
+def settings(name: str) -> tuple[dict[str, Any], ...]:
+    """Options of a policy that are worth trying, its defaults ({}) first. Raises ValueError for an unknown name."""
+    return getattr(named(name), "settings", ({},))
+
+
 def check(name: str, given: Mapping[str, Any], budget: float | int | None = None) -> dict[str, Any]:
     """The options of a policy as its constructor takes them, from plain values (YAML).
 

@@ -22,6 +22,14 @@ class ExpectedAttention(Scoring):
     The paper weighs by the norm of the value after the output projection; here, as in its code, by the value's own.
     """
 
+    settings = (
+        {},
+        {"over": "layer"},
+        {"epsilon": 0.0},
+        {"over": "layer", "epsilon": 0.0},
+        {"over": "layer", "recent": 0.1},
+        {"over": "layer", "whole_layers": 1},
+    )
     sinks: int = 4
     """First tokens that always stay (as far as the budget has room beside the newest); their queries, which lie apart
     from all others, are left out of the statistics."""

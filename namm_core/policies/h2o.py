@@ -15,6 +15,14 @@ from namm_core.protocols import State, View
 class H2O(Scoring):
     """Keeps the newest tokens and those with the most attention accumulated over all queries so far."""
 
+    settings = (
+        {},
+        {"recent": 0.25},
+        {"sinks": 4},
+        {"over": "layer"},
+        {"over": "layer", "recent": 0.25, "sinks": 4},
+        {"whole_layers": 2},
+    )
     recent: int | float = 0.5
     """Newest tokens that always stay, as a share of the budget (the paper's is a half), or in tokens (int)."""
     needs_attention = True

@@ -15,6 +15,7 @@ from namm_core.protocols import State, View
 class Random(Scoring):
     """Keeps `budget` tokens of each head by a fixed random rank of (seed, layer, head, position)."""
 
+    settings = ({},)
     seed: int = 0
     """Seed of the ranks."""
 

@@ -26,6 +26,14 @@ class SnapKV(Scoring):
     Raises ValueError for numbers out of range.
     """
 
+    settings = (
+        {},
+        {"window": 64, "kernel": 5, "pooling": "avg"},  # its authors' code
+        {"window": 16, "kernel": 5, "pooling": "avg"},
+        {"over": "layer"},
+        {"window": 64, "kernel": 5, "pooling": "avg", "over": "layer"},
+        {"sinks": 4, "over": "layer"},
+    )
     window: int = 32
     """Newest tokens that always stay (as many as the budget holds beside the sinks), and queries that vote: of them,
     those since the last update, since older ones were counted when they were new."""

@@ -15,6 +15,7 @@ from namm_core.selection import reserved
 class Streaming(Budgeted):
     """Keeps the first `sinks` tokens and the newest ones, `budget` in all."""
 
+    settings = ({}, {"sinks": 1}, {"sinks": 16}, {"sinks": 64}, {"whole_layers": 1}, {"whole_layers": 2})
     sinks: int = 4
     """First tokens that always stay; fewer where the budget leaves no room for the newest beside them."""
 

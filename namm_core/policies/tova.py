@@ -22,6 +22,14 @@ class TOVA(Scoring):
     The newest token stays too, as everywhere here; the paper does not force it.
     """
 
+    settings = (  # all heads of a layer have the same scores, so that they have nothing to share
+        {},
+        {"sinks": 4},
+        {"recent": 0.25},
+        {"whole_layers": 1},
+        {"whole_layers": 2},
+        {"whole_layers": 2, "sinks": 4},
+    )
     needs_attention = True
 
     def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:

@@ -30,6 +30,12 @@ from orchestrator.storage import run_folder
 @click.option("--budgets", type=Fractions(), help=f"kept fractions, comma-separated ({listed(BUDGETS)})")
 @click.option("--samples", type=int, help="held-out samples over all kinds of task (200)")
 @click.option("--validation", type=int, help="validation samples that sizes are found on (36)")
+@click.option("--best", is_flag=True, help="each policy at its best setting, chosen on validation samples")
+@click.option("--tuning", type=int, help="validation samples that settings are chosen on (24)")
+@click.option(
+    "--tuning-budgets", type=Fractions(), help="kept fractions that settings are tried at (those of --budgets)"
+)
+@click.option("--size", type=float, help="kept fraction of the main table, in place of the NAMM's own size")
 @click.option("--timing", type=int, help="rounds in which speeds are measured (5; 0: none)")
 @click.option("--name", help="name of the evaluation's run folder (the job's name, then -evaluate)")
 @click.option("--resume", is_flag=True, help="continue an interrupted evaluation, or extend one")
@@ -40,6 +46,7 @@ def command(
     model: str | None,
     name: str | None,
     resume: bool,
+    best: bool,
     **sizes: Any,
 ) -> None:
     """Compares policies at several sizes of the cache, with the model and tasks of CONFIG: a job file (YAML) or a run;
@@ -52,6 +59,8 @@ def command(
         raise ValueError("an evaluation that goes on keeps its settings: leave --model, --namm, --name, key=value")
     else:
         asked = dataclasses.replace(_read(begun / run_folder.EVALUATION), **given)
+    if best:
+        asked = dataclasses.replace(asked, policies=curve_spec.at_best(asked.policies, tuple(asked.others)))
     _run(asked, resume)
 
 

@@ -1,8 +1,8 @@
 """One evaluation: policies x budgets x tasks on held-out samples, from what was asked for to the run folder.
 
-Knows only the order of the steps. What is asked for is in `curve_spec`; sizes are found by `sizes`, points computed by
-`points`, speeds measured by `speeds`; the picture is in `curve_picture`, the tables are in `curve_tables`; what an
-evaluation needs is started by `session`.
+Knows only the order of the steps. What is asked for is in `curve_spec`; sizes are found by `sizes`, settings chosen by
+`settings`, points computed by `points`, speeds measured by `speeds`; the picture is in `curve_picture`, the tables are
+in `curve_tables`; what an evaluation needs is started by `session`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator import session
-from orchestrator.evaluation import curve_picture, curve_tables, speeds
+from orchestrator.evaluation import curve_picture, curve_tables, settings, speeds
 from orchestrator.evaluation.calibration import TOLERANCE
 from orchestrator.evaluation.curve_spec import ANEW, EvaluateSpec, checked
 from orchestrator.evaluation.held_out import (
@@ -23,6 +23,7 @@ from orchestrator.evaluation.held_out import (
     Row,
     at_size,
     evaluated,
+    facts,
     metric_name,
     own_size,
     records,
@@ -30,6 +31,7 @@ from orchestrator.evaluation.held_out import (
 )
 from orchestrator.evaluation.points import Curve
 from orchestrator.evaluation.sizes import Sized, Sizing
+from orchestrator.policy_entries import PolicyEntry
 from orchestrator.report.progress import Display
 from orchestrator.session import Workplace
 from orchestrator.storage import files
@@ -39,8 +41,6 @@ from workers.unit import PolicySpec
 
 Points = list[dict[str, Any]]
 """What `curve.json` holds."""
-NAMM = OperatingPoint("namm", None)
-"""The NAMM as it is: its size is that at which `result.json` stands."""
 MEASURED = ("score", "kept", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_cache_bytes")
 """Fields of a point that MLflow gets."""
 
@@ -70,27 +70,31 @@ class _Evaluation:
         """Labels of the policies that stand at one size."""
         self.shifts: dict[OperatingPoint, dict[str, float]] = {}
         """How each NAMM was brought to each size."""
+        self.facts: dict[str, dict[str, Any]] = {}
+        """What results say of each policy besides its numbers, by its label, in the order of the policies."""
 
     def run(self) -> tuple[dict[str, Any], Points]:
         """Runs every step, in order."""
         started, spec = time.monotonic(), self.spec
-        session.prepare(self.dispatcher, [*self.samples, *spec.sizing], self.display)
+        sizing = [] if spec.by_budget else spec.sizing
+        session.prepare(self.dispatcher, [*self.samples, *sizing], self.display)
         if any(policy.name == ANEW for policy in spec.policies):
             anew = session.statistics(spec.job, self.dispatcher, self.display)
             self.memories = {**self.memories, ANEW: dataclasses.replace(self.memories["namm"], statistics=anew)}
         self._ask_memories()
         self._evaluate("namm")
-        own = own_size(self.results[NAMM])
-        while own in spec.budgets:  # it must be a level of its own, however near another one
-            own = round(own + 1e-4, 4)
-        self._ask_others(own)
-        for policy in spec.policies:
+        own = self._own()
+        policies = self._chosen(own)
+        self._ask_others(policies, own)
+        for policy in policies:
             if policy.label != "namm":
                 self._evaluate(policy.label)
         by_label = dict(sorted(self.asked.items(), key=lambda item: (item[0].policy, item[0].budget or 0.0)))
         lines = records(by_label, self.results)
         files.write_lines(self.workplace.folder / "samples.jsonl", lines)
-        curve = Curve(lines, self.memories, self.single, spec.budgets, own)
+        own_sized = self.memories if spec.reference is None else ()
+        budgets = [budget for budget in spec.budgets if budget != own]
+        curve = Curve(lines, own_sized, self.single, budgets, own, self.facts)
         costs = speeds.compared(self._timed())
         further = {point: {**costs.get(point, {}), **self.shifts.get(point, {})} for point in self.asked}
         tasks = {"trained_tasks": list(spec.job.train), "heldout_tasks": list(spec.job.heldout)}
@@ -100,26 +104,56 @@ class _Evaluation:
         return result, points
 
     def _ask_memories(self) -> None:
-        """Asks for each NAMM as it is, and brought to each budget."""
+        """Asks for each NAMM as it is, and brought to each budget; or at each budget alone where a size is wanted."""
+        wanted = sorted({*self.spec.budgets, *([] if self.spec.reference is None else [self.spec.reference])})
         for label, memory in self.memories.items():
+            if self.spec.by_budget:
+                self.asked |= {OperatingPoint(label, b): dataclasses.replace(memory, budget=b) for b in wanted}
+                continue
 
             def looked(looks: int, kept: float, label: str = label) -> None:
                 self.display.sizing(label, looks, kept)
 
             sizing = Sizing(self.dispatcher.evaluate, memory, self.spec.sizing, looked)
-            sizes: dict[float | None, Sized] = {None: sizing.as_it_is()} | sizing.at_each(self.spec.budgets)
-            for budget, sized in sizes.items():
+            sizes: list[tuple[float | None, Sized]] = []
+            if self.spec.reference is None:
+                sizes.append((None, sizing.as_it_is()))
+            for budget, sized in [*sizes, *sizing.at_each(wanted).items()]:
                 point = OperatingPoint(label, budget)
                 self.asked[point] = sized.memory
                 self.shifts[point] = {"shift": sized.shift, "validation_kept": sized.kept}
                 if budget is not None and abs(sized.kept - budget) > TOLERANCE:
                     self.display.warning(f"{label} cannot be brought to {budget:g}: {sized.kept:.3f} is the nearest")
 
-    def _ask_others(self, own: float) -> None:
-        """Asks for the other policies at each budget and at the NAMM's own size, or once if their size is fixed."""
+    def _own(self) -> float:
+        """The kept fraction at which `result.json` stands."""
+        if self.spec.reference is not None:
+            return self.spec.reference
+        own = own_size(self.results[OperatingPoint("namm", None)])
+        while own in self.spec.budgets:  # it must be a level of its own, however near another one
+            own = round(own + 1e-4, 4)
+        return own
+
+    def _chosen(self, own: float) -> list[PolicyEntry]:
+        """The policies with nothing left open, each once; notes what is to be said of each."""
+        tuning, found = self.spec.tuned(own), dict[str, PolicyEntry]()
+        if any(policy.best for policy in self.spec.policies):
+            session.prepare(self.dispatcher, tuning.rounds[-1], self.display)
         for policy in self.spec.policies:
+            how: dict[str, Any] = {}
+            if policy.best:
+                policy, record = settings.chosen(self.dispatcher.evaluate, policy, tuning, self.display.tuning)
+                how = {"settings": record}
+            found[policy.label] = policy  # a row may be there already, as it was asked for
+            known = self.facts.get(policy.label, facts(policy, self.spec.job.memory))
+            self.facts[policy.label] = {**known, **how}
+        return list(found.values())
+
+    def _ask_others(self, policies: Sequence[PolicyEntry], own: float) -> None:
+        """Asks for the other policies at each budget and at the NAMM's own size, or once if their size is fixed."""
+        for policy in policies:
             if policy.name not in self.memories:
-                points = dict(at_size(policy, budget) for budget in sorted((*self.spec.budgets, own)))
+                points = dict(at_size(policy, budget) for budget in sorted({*self.spec.budgets, own}))
                 if policy.budget is not None or not takes_budget(policy.name):
                     self.single.add(policy.label)
                 self.asked |= points
@@ -154,6 +188,7 @@ class _Evaluation:
             "namm": self.spec.namm,
             "model": self.spec.job.model.path,
             "own_kept": own,
+            "reference_size": self.spec.reference,
             "timing": {"rounds": self.spec.timing, "decoded": speeds.DECODED},
             "evaluations": len(journal),
             "quarantined": sorted(map(list, journal.quarantined)),

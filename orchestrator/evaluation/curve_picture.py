@@ -46,7 +46,7 @@ def draw(points: Sequence[Mapping], path: str | Path, title: str) -> None:
             labels.append(([p["score"] for p in reversed(curve)], curve[-1]["kept"], _label(name), style["color"]))
     _name_lines(axes, labels)
     note = f"{full['samples']} samples; bars, side by side: 95 % interval of the paired difference to the full cache"
-    if any(point["policy"] == "namm" for point in points):
+    if any(point["policy"] == "namm" and point["budget"] is None for point in points):
         note += "; large mark: the NAMM as it is"
     figure.supxlabel(note, fontsize=9, color="#505050", x=0.01, ha="left")
     _save(figure, path)

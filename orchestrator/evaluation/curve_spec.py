@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 from namm_core.config import NammConfig
 from orchestrator import session
-from orchestrator.evaluation.held_out import check_policies, held_out_samples
+from orchestrator.evaluation import settings
+from orchestrator.evaluation.held_out import check_policies, held_out_samples, memory_takes_budget
+from orchestrator.evaluation.settings import Tuning
 from orchestrator.policy_entries import PolicyEntry
 from orchestrator.spec import JobSpec
 from workers.unit import PolicySpec, SampleRef
@@ -38,20 +40,29 @@ class EvaluateSpec:
     """Validation samples, over all kinds, on which the NAMM's threshold is brought to each budget."""
     timing: int = 5
     """Rounds in which speeds are measured; 0: none."""
+    size: float | None = None
+    """Kept fraction at which `result.json` stands, and nothing is compared at the NAMM's own; None: at the NAMM's own,
+    or at `evaluation.budget` for one that takes a budget and has none."""
+    tuning: int = 24
+    """Validation samples, over all kinds, on which the settings of policies with `best` are chosen."""
+    tuning_budgets: tuple[float, ...] = ()
+    """Kept fractions at which these settings are tried; none: all that policies are compared at but the NAMM's own."""
     others: dict[str, str] = field(default_factory=dict)
     """More NAMMs of the same configuration: folders or Hub ids, by the name `namm-...` that they have in tables."""
 
     def __post_init__(self) -> None:
-        for budget in self.budgets:
-            if not 0.0 < budget < 1.0:
-                raise ValueError(f"budgets are kept fractions between 0 and 1, not {budget:g}")
+        size = () if self.size is None else (self.size,)
+        for name, budgets in {"budgets": self.budgets, "tuning_budgets": self.tuning_budgets, "size": size}.items():
+            for budget in budgets:
+                if not 0.0 < budget < 1.0:
+                    raise ValueError(f"{name}: kept fractions lie between 0 and 1, not {budget:g}")
         for name in self.others:
             if not name.startswith("namm-") or name == ANEW:
                 raise ValueError(f"a further NAMM is called namm-..., and not {ANEW}: {name!r}")
         labels = [policy.label for policy in self.policies]
         if twice := next((label for label in labels if labels.count(label) > 1), None):
             raise ValueError(f"policies names {twice} twice")
-        for name, least in (("samples", len(self.job.kinds)), ("validation", 1), ("timing", 0)):
+        for name, least in (("samples", len(self.job.kinds)), ("validation", 1), ("tuning", 1), ("timing", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
@@ -65,12 +76,36 @@ class EvaluateSpec:
         """The validation samples on which sizes are found."""
         return held_out_samples(self.job.kinds, self.validation, "validation")
 
+    @property
+    def by_budget(self) -> bool:
+        """Whether the NAMM takes a budget, so that there is no threshold to be shifted."""
+        return memory_takes_budget(self.job.memory)
+
+    @property
+    def reference(self) -> float | None:
+        """Kept fraction at which `result.json` stands; None: the NAMM's own."""
+        if self.size is None and self.by_budget:
+            return self.job.evaluation.budget
+        return self.size
+
+    def tuned(self, own: float) -> Tuning:
+        """On what settings are chosen; own: the level at which `result.json` stands."""
+        reference = () if self.reference is None else (self.reference,)
+        sizes = self.tuning_budgets or (*self.budgets, *reference) or (own,)
+        return Tuning(self.job.kinds, self.tuning, tuple(sorted(set(sizes))))
+
 
 def known_policies() -> tuple[str, ...]:
     """Every policy that has a file, and the NAMM."""
     from namm_core import policies
 
     return ("full", "namm", *(name for name in policies.names() if name != "full"))
+
+
+def at_best(policies: tuple[PolicyEntry, ...], memories: tuple[str, ...] = ()) -> tuple[PolicyEntry, ...]:
+    """The entries with their open options to be chosen, wherever there is a choice. Raises ValueError, one line."""
+    names = ("namm", ANEW, *memories)
+    return tuple(entry if entry.name in names else settings.at_best(entry) for entry in policies)
 
 
 def checked(spec: EvaluateSpec) -> tuple[EvaluateSpec, dict[str, PolicySpec]]:
@@ -90,6 +125,8 @@ def checked(spec: EvaluateSpec) -> tuple[EvaluateSpec, dict[str, PolicySpec]]:
             raise ValueError(f"{source} has another configuration than {spec.namm}: evaluate it on its own")
     names = [policy.name for policy in spec.policies]
     samples = {"samples": spec.held_out, "validation": spec.sizing}
+    if any(policy.best for policy in spec.policies):
+        samples["tuning"] = spec.tuned(0.5).rounds[-1]
     job = session.checked(dataclasses.replace(spec.job, memory=config, storage=None), names, samples)
     always = [PolicyEntry(name) for name in ("full", "namm")]
     by_label = {policy.label: policy for policy in (*always, *spec.policies, *map(PolicyEntry, spec.others))}

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.evaluation.settings import sentence
 from orchestrator.report.cells import (
     DIFFERENCES,
     add_columns,
@@ -15,6 +16,7 @@ from orchestrator.report.cells import (
     emphasis,
     empty,
     markdown_rows,
+    number,
     ordered,
     plus_minus,
     stacked,
@@ -25,13 +27,21 @@ Result = Mapping[str, Any]
 Point = Mapping[str, Any]
 """One entry of `curve.json` (`orchestrator.evaluation.points`)."""
 
+GROUPS = {"trained": "trained kinds", "heldout": "unseen kinds"}
+"""Kinds of task that evolution trained on, and those that it never saw, as tables call them."""
 RATES = ("prefill", "decode")
 """What was timed, in tokens a second."""
 
 
 def table(result: Result, points: Sequence[Point]) -> Table:
     """Scores by policy and size; differences, then speed and memory, at the NAMM's own size."""
-    parts = (_scores(result, points), _caption(result, points), _differences(result), _costs(result, points))
+    parts = (
+        _scores(result, points),
+        _caption(result, points),
+        _differences(result),
+        _kinds_apart(result),
+        _costs(result, points),
+    )
     return stacked(part for part in parts if part is not None)
 
 
@@ -44,7 +54,10 @@ def markdown(result: Result, points: Sequence[Point]) -> str:
         rows.append([f"`{name}`", *("" if p is None else f"{p['score']:.3f}" for p in cells)])
     text = ["## Score by kept fraction of the cache", "", *markdown_rows(rows)]
     text += ["", *str(_caption(result, points)).splitlines(), ""]
-    return "\n".join([*text, "## All points", "", *markdown_rows([*_all_points(points)]), ""])
+    text += ["## All points", "", *markdown_rows([*_all_points(points)]), ""]
+    if _apart(points):
+        text += ["## Trained and unseen kinds apart", "", *markdown_rows([*_all_kinds(points)]), ""]
+    return "\n".join(text)
 
 
 def own_size(policy: str, entry: Mapping[str, Any]) -> list[str | Text]:
@@ -67,10 +80,27 @@ def _all_points(points: Sequence[Point]) -> Iterator[list[str]]:
         yield row
 
 
+def _all_kinds(points: Sequence[Point]) -> Iterator[list[str]]:
+    """Rows of a Markdown table of trained and unseen kinds, its head first."""
+    heads = [f"{name}: {what}" for name in GROUPS.values() for what in ("score", "minus full", "namm minus it")]
+    yield ["policy", "budget", *heads]
+    for point in points:
+        row = [f"`{point['policy']}`", "" if point["budget"] is None else f"{point['budget']:g}"]
+        for group in GROUPS:
+            part = point["groups"][group]
+            row += [number(part["score"]), *(brackets(point["policy"], part, field) for field in DIFFERENCES)]
+        yield row
+
+
+def _apart(entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there are samples of both groups."""
+    return all(entry.get("groups", {}).keys() == GROUPS.keys() for entry in entries)
+
+
 def _scores(result: Result, points: Sequence[Point]) -> Table:
     levels = _levels(points)
     out = empty()
-    out.add_column("score at kept\nfraction of", no_wrap=True)
+    out.add_column("score at kept\nfraction of")
     add_columns(out, *(_head(level, result) for level in levels))
     best = {level: max(point["score"] for point in points if point["level"] == level) for level in levels}
     for name in _by_score(points):
@@ -87,23 +117,48 @@ def _caption(result: Result, points: Sequence[Point]) -> Text:
     single = [p for p in points if p["level"] is None]
     text = "   ".join(f"{p['policy']} {p['score']:.3f} (kept {p['kept']:.2f})" for p in single)
     off = max((abs(p["kept"] - p["level"]) for p in points if p["level"] is not None), default=0.0)
-    text += f"\n* the NAMM as it is. {single[0]['samples']} held-out samples, the same ones everywhere; "
+    own = "the NAMM as it is" if result.get("reference_size") is None else "the tables below"
+    text += f"\n* {own}. {single[0]['samples']} held-out samples, the same ones everywhere; "
     text += f"what was kept is within {off:.3f} of the heads."
     if any("peak_cache_bytes" in point for point in points):
         text += (
             " Speed and size: one prompt at a time on one worker, policies in turn, median of "
             f"{result['timing']['rounds']} rounds, {result['timing']['decoded']} tokens decoded."
         )
+    if chosen := sentence({p["policy"]: p["settings"] for p in points if "settings" in p}):
+        text += f"\n{chosen}"
     return Text(text, "dim")
 
 
 def _differences(result: Result) -> Table:
     out = empty()
-    out.add_column("at the NAMM's own size", no_wrap=True)
+    out.add_column(_where(result))
     add_columns(out, "kept", "score", "minus full\n(95 %)", "namm minus it\n(95 %)")
     for name in ordered(result["policies"]):
         out.add_row(name, *own_size(name, result["policies"][name]), style=emphasis(name))
     return out
+
+
+def _kinds_apart(result: Result) -> Table | None:
+    """Kinds that evolution trained on, and those that it never saw; None unless there are both."""
+    if not _apart([*result["policies"].values()]):
+        return None
+    out = empty()
+    out.add_column(_where(result))
+    for name in GROUPS.values():
+        add_columns(out, f"{name}\nscore", "namm minus it\n(95 %)")
+    for name in ordered(result["policies"]):
+        groups, cells = result["policies"][name]["groups"], list[str | Text]()
+        for group in GROUPS:
+            cells += [number(groups[group]["score"]), plus_minus(name, groups[group], "namm_difference")]
+        out.add_row(name, *cells, style=emphasis(name))
+    return out
+
+
+def _where(result: Result) -> str:
+    """The size at which `result.json` stands."""
+    reference = result.get("reference_size")
+    return "at the NAMM's own size" if reference is None else f"at {reference:g} of the cache"
 
 
 def _costs(result: Result, points: Sequence[Point]) -> Table | None:
@@ -112,7 +167,7 @@ def _costs(result: Result, points: Sequence[Point]) -> Table | None:
     if not at_own:
         return None
     out = empty()
-    out.add_column("at the NAMM's own size", no_wrap=True)
+    out.add_column(_where(result))
     add_columns(out, "prefill\ntok/s", "x full", "decode\ntok/s", "x full", "peak cache\nMB", "x full")
     for point in at_own:
         cells = []

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from namm_core.config import NammConfig
 from orchestrator.policy_entries import PolicyEntry
 from orchestrator.protocols import Evaluate
 from workers.unit import PolicySpec, SampleRef, SampleResult
@@ -46,7 +47,11 @@ def check_policies(entries: Sequence[PolicyEntry], memories: Collection[str] = (
     for entry in entries:
         if entry.name not in memories:
             policies.check(entry.name, entry.options, entry.budget)
-        elif entry.options or entry.budget is not None:
+            if entry.best and len(policies.settings(entry.name)) < 2:
+                raise ValueError(f"policy {entry.name} has no settings to choose among: leave best out")
+            for setting in policies.settings(entry.name) if entry.best else ():
+                policies.check(entry.name, {**setting, **entry.options}, entry.budget)
+        elif entry.options or entry.budget is not None or entry.best:
             raise ValueError(f"policy {entry.name} takes no options and no budget: it is the memory as it is saved")
 
 
@@ -55,6 +60,29 @@ def takes_budget(name: str) -> bool:
     from namm_core import policies  # a policy's class imports torch
 
     return policies.named(name).takes_budget
+
+
+def memory_takes_budget(config: NammConfig) -> bool:
+    """Whether a memory of this configuration keeps a size that it is given, rather than what lies above a threshold."""
+    return str(config.selection) == "budget"
+
+
+def facts(entry: PolicyEntry, config: NammConfig) -> dict[str, Any]:
+    """What results say of a policy besides its numbers.
+
+    over: whom its budget is shared by (`namm_core.selection.Over`; None where it takes none); protocol: `streaming`,
+    which is how everything here is measured: a policy forgets while the prompt is read, and never sees it again.
+    config: of the NAMM, for its entries.
+    """
+    from namm_core import policies
+
+    over = None
+    if entry.name not in policies.names():
+        over = getattr(config, "over", None)
+    elif takes_budget(entry.name):
+        option = policies.options(entry.name).get("over")
+        over = entry.options.get("over", "head" if option is None else option.default)
+    return {"over": over, "protocol": "streaming"}
 
 
 def compare(
@@ -66,12 +94,12 @@ def compare(
 ) -> list[dict[str, Any]]:
     """One record for each policy and sample (the lines of `samples.jsonl`).
 
-    Policies that take a budget, and are given none, get the NAMM's mean kept fraction on the same samples. Samples that
-    any policy failed on are left out for all.
+    Policies that take a budget, and are given none, get the NAMM's, or its mean kept fraction on the same samples where
+    it has none. Samples that any policy failed on are left out for all.
     """
-    memory = OperatingPoint("namm", None)
+    memory = OperatingPoint("namm", namm.budget)
     results = evaluated(evaluate, {memory: namm}, samples, progress)
-    own = own_size(results[memory])
+    own = own_size(results[memory]) if namm.budget is None else namm.budget
     asked = {}
     for entry in policies:
         point, spec = (memory, namm) if entry.name == "namm" else at_size(entry, own)

@@ -135,6 +135,13 @@ class Display:
         self._begin("the NAMM at each size: one shift of its threshold, found on validation samples of all kinds")
         self._show(f"{policy:>12} look {looks}: keeps {kept:.3f}")
 
+    def tuning(self, policy: str, done: int, of: int) -> None:
+        """Shows how many results of a round in which a policy's settings are tried have arrived."""
+        self._begin("settings of each policy, tried on validation samples")
+        self._show(f"{policy:>12} {_bar(done, of)} {done}/{of}")
+        if done == of and not self.console.is_terminal:
+            self.console.print(f"{policy:>12} {done}/{of}")
+
     def timing(self, policy: str, done: int, of: int) -> None:
         """Shows how many measurements of speed are done."""
         self._begin("speed and size, on one worker, policies in turn")

@@ -19,6 +19,9 @@ Key = tuple[str, int]
 def summarise(records: Sequence[Mapping], extra: Mapping | None = None) -> dict:
     """The mapping of `result.json` from the lines of `samples.jsonl`; the order of the lines does not matter.
 
+    Each policy has the same once more in `groups`, for the trained kinds (`trained`) and for those that evolution never
+    saw (`heldout`), as far as there are samples of them.
+
     A record has task, sample, policy, budget (a kept fraction or None), score (0..1) and kept (fraction).
     `extra` is merged at the top level. Its `trained_tasks` and `heldout_tasks`, where given, order the tasks
     and give each policy `mean_trained` and `mean_heldout_kinds`, over those of them that have samples.
@@ -35,7 +38,7 @@ def summarise(records: Sequence[Mapping], extra: Mapping | None = None) -> dict:
     by_task = {task: [i for i, key in enumerate(keys) if key[0] == task] for task in tasks}
     base = {task: float(scores["full"][rows].mean()) for task, rows in by_task.items()}
 
-    summary = {}
+    summary: dict[str, dict] = {}
     for name in _ordered_policies(policies):
         score = {task: float(scores[name][rows].mean()) for task, rows in by_task.items()}
         difference, low, high = paired_interval(scores[name] - scores["full"])
@@ -60,9 +63,31 @@ def summarise(records: Sequence[Mapping], extra: Mapping | None = None) -> dict:
             if group in extra:
                 entry[field] = _mean(score[task] for task in extra[group] if task in score)
         summary[name] = entry
+    for group, field in {"trained": "trained_tasks", "heldout": "heldout_tasks"}.items():
+        if kinds := [task for task in extra.get(field, ()) if task in by_task]:
+            for name, part in _group(scores, {task: by_task[task] for task in kinds}).items():
+                summary[name].setdefault("groups", {})[group] = part
     if taken := {"base", "policies"} & set(extra):
         raise ValueError(f"extra holds {sorted(taken)}, which the samples settle: leave it out")
     return {"base": base, "policies": summary, **extra}
+
+
+def _group(scores: Mapping[str, np.ndarray], by_task: Mapping[str, list[int]]) -> dict[str, dict]:
+    """Score and paired differences of each policy on some kinds alone. by_task: their rows of `scores`."""
+    rows = [row for of_task in by_task.values() for row in of_task]
+    found = {}
+    for name, all_scores in scores.items():
+        part: dict = {
+            "kinds": list(by_task),
+            "score": _mean(float(all_scores[of_task].mean()) for of_task in by_task.values()),
+            "samples": len(rows),
+        }
+        for field, left, right in (("difference", name, "full"), ("namm_difference", "namm", name)):
+            if left in scores and left != right:
+                difference, low, high = paired_interval(scores[left][rows] - scores[right][rows])
+                part |= {field: difference, f"{field}_interval": [plain(low), plain(high)]}
+        found[name] = part
+    return found
 
 
 def _by_policy(records: Sequence[Mapping]) -> tuple[dict[str, dict[Key, Mapping]], dict[str, float | None]]:

@@ -89,7 +89,7 @@ def test_the_folder_holds_every_policy_at_every_size(evaluated):
     assert full["peak_cache_bytes"] >= full["samples"] and full["peak_cache_ratio"] == full["decode_ratio"] == 1.0
     assert small["peak_kv_bytes"] < 0.6 * full["peak_kv_bytes"]
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert (run / "curve.md").read_text().count("| `streaming` |") == 1 + 3
+    assert (run / "curve.md").read_text().count("| `streaming` |") == 1 + 3 + 3
     # Printed into a pipe, and none too wide.
     assert f"{own:.3f}*" in printed and "6 held-out samples" in printed and "tok/s" in printed
     assert max(map(len, printed.splitlines())) <= 80
@@ -110,6 +110,8 @@ def test_the_points_follow_from_the_samples(evaluated):
             bounds = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
             assert np.allclose(low_high, bounds, atol=1e-9)
 
+    seen = {"trained": ["residence", "topic"], "heldout": ["resident"]}
+
     for point in curve:
         mine = [s for s in samples if (s["policy"], s["budget"]) == (point["policy"], point["budget"])]
         tasks = {t: np.mean([s["score"] for s in mine if s["task"] == t]) for t in {s["task"] for s in mine}}
@@ -120,6 +122,17 @@ def test_the_points_follow_from_the_samples(evaluated):
         if point["policy"] in ("h2o", "streaming"):
             namm = scores("namm", None if point["budget"] == own else point["budget"])
             same(point["namm_difference"], point["namm_difference_interval"], namm - values)
+        # The same, for kinds that evolution trained on and for those that it never saw.
+        assert set(point["groups"]) == set(seen)
+        keys = sorted({(s["task"], s["sample"]) for s in mine})
+        for group, kinds in seen.items():
+            part, rows = point["groups"][group], [i for i, (task, _) in enumerate(keys) if task in kinds]
+            assert part["kinds"] == kinds and part["samples"] == len(rows) > 0
+            assert part["score"] == pytest.approx(np.mean([tasks[kind] for kind in kinds]))
+            if point["policy"] != "full":
+                same(part["difference"], part["difference_interval"], (values - scores("full", None))[rows])
+            if point["policy"] in ("h2o", "streaming"):
+                same(part["namm_difference"], part["namm_difference_interval"], (namm - values)[rows])
     assert abs(np.mean([s["kept"] for s in samples if s["policy"] == "namm" and s["budget"] is None]) - own) < 1e-4
     rows = result["policies"]
     assert set(rows) == {"full", "namm", "oracle", "h2o", "streaming"}
