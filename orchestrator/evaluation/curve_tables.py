@@ -100,7 +100,7 @@ def _apart(entries: Sequence[Mapping[str, Any]]) -> bool:
 def _scores(result: Result, points: Sequence[Point]) -> Table:
     levels = _levels(points)
     out = empty()
-    out.add_column("score at kept\nfraction of")
+    out.add_column("score at kept\nfraction of", overflow="fold")
     add_columns(out, *(_head(level, result) for level in levels))
     best = {level: max(point["score"] for point in points if point["level"] == level) for level in levels}
     for name in _by_score(points):
@@ -132,7 +132,7 @@ def _caption(result: Result, points: Sequence[Point]) -> Text:
 
 def _differences(result: Result) -> Table:
     out = empty()
-    out.add_column(_where(result))
+    out.add_column(_where(result), overflow="fold")
     add_columns(out, "kept", "score", "minus full\n(95 %)", "namm minus it\n(95 %)")
     for name in ordered(result["policies"]):
         out.add_row(name, *own_size(name, result["policies"][name]), style=emphasis(name))
@@ -144,7 +144,7 @@ def _kinds_apart(result: Result) -> Table | None:
     if not _apart([*result["policies"].values()]):
         return None
     out = empty()
-    out.add_column(_where(result))
+    out.add_column(_where(result), overflow="fold")
     for name in GROUPS.values():
         add_columns(out, f"{name}\nscore", "namm minus it\n(95 %)")
     for name in ordered(result["policies"]):
@@ -167,7 +167,7 @@ def _costs(result: Result, points: Sequence[Point]) -> Table | None:
     if not at_own:
         return None
     out = empty()
-    out.add_column(_where(result))
+    out.add_column(_where(result), overflow="fold")
     add_columns(out, "prefill\ntok/s", "x full", "decode\ntok/s", "x full", "peak cache\nMB", "x full")
     for point in at_own:
         cells = []
