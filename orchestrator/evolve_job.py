@@ -15,14 +15,8 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator import session
-from orchestrator.evaluation.held_out import (
-    check_policies,
-    compare,
-    held_out_samples,
-    memory_takes_budget,
-    metric_name,
-)
-from orchestrator.evaluation.sizes import Sized, Sizing, at_budget
+from orchestrator.evaluation.held_out import check_policies, compare, held_out_samples, metric_name
+from orchestrator.evaluation.sizes import Sized, Sizing
 from orchestrator.evolution.loop import Evolved, Problem, evolve
 from orchestrator.evolution.samples import validation_samples
 from orchestrator.protocols import Recorder
@@ -73,10 +67,7 @@ def _run(job: JobSpec, workplace: Workplace, display: Display) -> dict[str, Any]
     search_seconds = time.monotonic() - started
     display.fitting()
     validation = validation_samples(job, _trained(outcome), size)
-    if memory_takes_budget(job.memory):
-        sized = at_budget(dispatcher.evaluate, outcome.best, job.evaluation.budget, validation)
-    else:
-        sized = Sizing(dispatcher.evaluate, outcome.best, validation).at_most(job.evaluation.kept_at_most)
+    sized = Sizing(dispatcher.evaluate, outcome.best, validation).at_most(job.evaluation.kept_at_most)
     _export(sized.memory, job, workplace.folder / MEMORY)
     records = compare(dispatcher.evaluate, sized.memory, job.evaluation.policies, held_out, display.comparison)
     files.write_lines(workplace.folder / "samples.jsonl", records)

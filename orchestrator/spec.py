@@ -82,11 +82,10 @@ class HeldOutSpec(Ranged):
 
     samples: Annotated[int, Range(least=1)] = 600
     """Held-out samples, over all kinds."""
-    budget: Annotated[float, Range(above=0, below=1)] = 0.3
-    """Kept fraction at which a memory that takes a budget stands in the table, and all others beside it."""
     kept_at_most: Annotated[float, Range(above=0)] = 1.0
-    """Largest kept fraction of the memory on validation samples; a larger one is shifted to it before the table. Has no
-    meaning for a memory that takes a budget."""
+    """Largest kept fraction of the memory on validation samples; a larger one is shifted to it before the table."""
+    budget: Annotated[float | None, Range(above=0, below=1)] = None
+    """Kept fraction of the table, with `memory.selection: budget` and nothing else; None: 0.3."""
     policies: tuple[PolicyEntry, ...] = policy_entries(ROWS)
     """Rows of the table: names, or mappings of a name, that policy's options and a fixed size."""
 

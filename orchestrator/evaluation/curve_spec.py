@@ -20,6 +20,8 @@ from workers.unit import PolicySpec, SampleRef
 ANEW = "namm-statistics-anew"
 """The NAMM with feature statistics of the model that it is evaluated on."""
 BUDGETS = (0.1, 0.2, 0.3, 0.5, 0.75)
+REFERENCE = 0.3
+"""Kept fraction of the main table for a NAMM that takes a budget, where the job names none (`evaluation.budget`)."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class EvaluateSpec:
     def reference(self) -> float | None:
         """Kept fraction at which `result.json` stands; None: the NAMM's own."""
         if self.size is None and self.by_budget:
-            return self.job.evaluation.budget
+            return self.job.evaluation.budget or REFERENCE
         return self.size
 
     def tuned(self, own: float) -> Tuning:

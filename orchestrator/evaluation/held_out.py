@@ -64,7 +64,7 @@ def takes_budget(name: str) -> bool:
 
 def memory_takes_budget(config: NammConfig) -> bool:
     """Whether a memory of this configuration keeps a size that it is given, rather than what lies above a threshold."""
-    return str(config.selection) == "budget"
+    return config.selection == "budget"
 
 
 def facts(entry: PolicyEntry, config: NammConfig) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def facts(entry: PolicyEntry, config: NammConfig) -> dict[str, Any]:
 
     over = None
     if entry.name not in policies.names():
-        over = getattr(config, "over", None)
+        over = config.over if memory_takes_budget(config) else None
     elif takes_budget(entry.name):
         option = policies.options(entry.name).get("over")
         over = entry.options.get("over", "head" if option is None else option.default)

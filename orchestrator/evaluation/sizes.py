@@ -18,11 +18,11 @@ from workers.unit import PolicySpec, SampleRef
 
 @dataclass(frozen=True)
 class Sized:
-    """A NAMM brought to a size, and how it did on the samples that this was done with."""
+    """A NAMM with its threshold shifted, and how it did on the samples that the shift was found on."""
 
     memory: PolicySpec
     shift: float
-    """What the threshold was raised by, in units of the score; below 0 it was lowered; 0 under a budget."""
+    """What the threshold was raised by, in units of the score; below 0 it was lowered."""
     kept: float
     """Mean kept fraction."""
     score: float
@@ -60,23 +60,15 @@ class Sizing:
         return {budget: self._found[shift] for budget, shift in self._calibration.shifts(budgets).items()}
 
     def _kept(self, shift: float) -> float:
-        found = self._found[shift] = _measured(self._evaluate, shifted(self._memory, shift), shift, self._samples)
-        self._looked(len(self._found), found.kept)
-        return found.kept
-
-
-def at_budget(evaluate: Evaluate, memory: PolicySpec, budget: float, samples: list[SampleRef]) -> Sized:
-    """A NAMM that takes a budget, with this one. Raises ValueError where no sample could be evaluated."""
-    return _measured(evaluate, dataclasses.replace(memory, budget=budget), 0.0, samples)
-
-
-def _measured(evaluate: Evaluate, memory: PolicySpec, shift: float, samples: list[SampleRef]) -> Sized:
-    (row,) = evaluate([memory], samples)
-    results = [result for result in row if result is not None]
-    if not results:
-        raise ValueError("no validation sample could be evaluated: look at the warnings above")
-    kept, score = (float(np.mean([getattr(result, name) for result in results])) for name in ("kept", "score"))
-    return Sized(memory, shift, kept, score)
+        memory = shifted(self._memory, shift)
+        (row,) = self._evaluate([memory], self._samples)
+        results = [result for result in row if result is not None]
+        if not results:
+            raise ValueError("no validation sample could be evaluated: look at the warnings above")
+        kept, score = (float(np.mean([getattr(result, name) for result in results])) for name in ("kept", "score"))
+        self._found[shift] = Sized(memory, shift, kept, score)
+        self._looked(len(self._found), kept)
+        return kept
 
 
 def shifted(namm: PolicySpec, shift: float) -> PolicySpec:
