@@ -129,11 +129,25 @@ def checked(spec: EvaluateSpec) -> tuple[EvaluateSpec, dict[str, PolicySpec]]:
     samples = {"samples": spec.held_out, "validation": spec.sizing}
     if any(policy.best for policy in spec.policies):
         samples["tuning"] = spec.tuned(0.5).rounds[-1]
-    job = session.checked(dataclasses.replace(spec.job, memory=config, storage=None), names, samples)
+    job = session.checked(_with_memory(spec.job, config), names, samples)
     always = [PolicyEntry(name) for name in ("full", "namm")]
     by_label = {policy.label: policy for policy in (*always, *spec.policies, *map(PolicyEntry, spec.others))}
     policies, budgets = tuple(by_label.values()), tuple(sorted(set(spec.budgets)))
     return dataclasses.replace(spec, job=job, policies=policies, budgets=budgets), memories
+
+
+def _with_memory(job: JobSpec, memory: NammConfig) -> JobSpec:
+    """The job with another memory than it was written for, and without what it says of how one is evolved: that may
+    be for thresholds where the memory has a budget, or the other way round."""
+    budget = job.evaluation.budget if memory_takes_budget(memory) else None
+    return dataclasses.replace(
+        job,
+        memory=memory,
+        storage=None,
+        start=type(job.start)(),
+        fitness=type(job.fitness)(statistics_samples=job.fitness.statistics_samples),
+        evaluation=dataclasses.replace(job.evaluation, kept_at_most=1.0, budget=budget),
+    )
 
 
 def _saved(source: str) -> tuple[NammConfig, PolicySpec]:

@@ -218,6 +218,34 @@ def test_on_a_model_that_it_was_not_evolved_on(namm, job_file, tmp_path, smoke, 
     assert len({round(p["kept"], 6) for p in curve if p["policy"] in both and p["budget"] is None}) == 2
 
 
+def test_a_memory_with_a_budget_is_given_each_size(namm, job_file, tmp_path):
+    """Nothing is shifted; the main table stands at 0.3, beside the other policies' 0.3; its job was for thresholds."""
+    config = NammConfig(update_interval=32, selection="budget", over="layer", sinks=4)
+    Namm(config, some_namm().theta, some_namm().statistics).save_pretrained(tmp_path / "saved")
+    job = job_file(workers={"count": 1}, evaluation={"kept_at_most": 0.5}, start={"bias": 0.1})
+    asked = ("--namm", "saved", "--budgets", "0.3,0.6", "--samples", "3", "--timing", "1", "--policies", "h2o")
+    process = namm("evaluate", job, *asked)
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    samples, curve, result = loaded(tmp_path / "runs" / "smoke-evaluate")
+    wanted = {("full", None), *((name, size) for name in ("namm", "h2o") for size in (0.3, 0.6))}
+    assert {(p["policy"], p["budget"]) for p in curve} == wanted and len(curve) == len(wanted)
+    assert result["own_kept"] == result["reference_size"] == 0.3 and "look" not in printed
+    for point in curve:
+        assert point["budget"] is None or abs(point["kept"] - point["budget"]) <= 0.01
+        assert "shift" not in point and point["over"] == {"namm": "layer", "h2o": "head", "full": None}[point["policy"]]
+    assert {name: entry["budget"] for name, entry in result["policies"].items()} == {
+        "full": None,
+        "namm": 0.3,
+        "h2o": 0.3,
+    }
+    again = namm("evaluate", "--resume", "smoke-evaluate", "--size", "0.6", "--timing", "0")
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    result = loaded(tmp_path / "runs" / "smoke-evaluate")[2]
+    assert result["own_kept"] == 0.6 and result["policies"]["namm"]["budget"] == 0.6
+
+
 def kept_by(evaluator: Evaluator, policy: Namm, row: dict) -> float:
     """Kept fraction right after the prompt, through a plain forward call."""
     import torch
