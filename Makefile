@@ -1,5 +1,6 @@
 # make evolve   a fresh clone to an evolved memory and its table
 # make test     all tests
+# make real     a memory on a real language model, beside the full cache and the two best other policies
 # make ui       look at the generations in a browser
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: evolve resume evaluate transfer inspect headline model test chaos cluster-test bench bench-dispatch bench-memory bench-kernel lint architecture setup ui report clean
+.PHONY: evolve resume evaluate transfer real inspect headline model test chaos cluster-test bench bench-dispatch bench-memory bench-kernel lint architecture setup ui report clean
 
 evolve: setup
 	$(BIN)/namm evolve $(CONFIG)
@@ -34,6 +35,20 @@ evaluate: setup
 # The same memory, unchanged, on a larger language model, on video and on control.
 transfer: setup
 	$(BIN)/namm transfer --namm $(NAMM)
+
+# A memory, the full cache and the two best other policies on a real language model, at one size: one table, one
+# picture, within 15 minutes on two cores (docs/real.md). What was interrupted goes on.
+REAL_NAMM ?= $(firstword $(wildcard models/smollm2-namm) models/recall-namm)
+REAL_SIZE ?= 0.3
+REAL_SAMPLES ?= 48
+REAL_POLICIES ?= {name: expected_attention, over: layer, sinks: 4},{name: keydiff, over: layer, sinks: 4}
+REAL_NAME ?= real-$(subst /,-,$(REAL_NAMM))-$(REAL_SIZE)
+REAL_ASKED = --budgets none --size $(REAL_SIZE) --samples $(REAL_SAMPLES) --validation 6 --timing 0
+REAL_NEW = configs/smollm2.yaml --name $(REAL_NAME) --namm $(REAL_NAMM) --policies "$(REAL_POLICIES)" $(REAL_ASKED)
+REAL_BEGUN = $(wildcard $(or $(NAMM_RUNS),runs)/$(REAL_NAME)/evaluate.yaml)
+real: setup
+	$(BIN)/namm models fetch smollm2
+	$(BIN)/namm evaluate $(if $(REAL_BEGUN),--resume $(REAL_NAME) --samples $(REAL_SAMPLES),$(REAL_NEW))
 
 inspect: setup
 	$(BIN)/namm inspect $(NAMM) --config $(CONFIG) --out build/inspection
