@@ -149,6 +149,9 @@ class Evaluator:
         kind = policies.named(spec.name)
         if kind.takes_budget:
             given["budget"] = _budgets(spec.budget, [sample.tokens for sample in samples], interval)
+            if given.get("whole_layers") and spec.budget is not None:  # as many of them as the size pays for
+                layers = self.target.model.config.get_text_config().num_hidden_layers
+                given["whole_layers"] = min(given["whole_layers"], int(spec.budget * layers))
         return kind(update_interval=interval, **given)
 
     def _namm(self, specs: tuple[PolicySpec, ...], samples: list[Shown]) -> Namm:

@@ -95,8 +95,8 @@ def chosen(
 ) -> tuple[PolicyEntry, dict[str, Any]]:
     """The entry with the options of the highest mean score, and how they were chosen (field `settings` of results).
 
-    A setting that keeps more than its size allows is not chosen (`whole_layers` where the size is too small for them).
-    Of equals the earlier one in the policy's list. Raises ValueError where no sample could be evaluated.
+    A setting that keeps more than its size allows is not chosen. Of equals the earlier one in the policy's list. Raises
+    ValueError where no sample could be evaluated.
     """
     sizes = tuning.sizes if entry.budget is None else (entry.budget,)
     tried = [_Tried(options, {}, {}) for options in grid(entry)]

@@ -45,6 +45,14 @@ def test_the_model_answers_with_its_full_cache(evaluator):
         assert r.score == float(r.prediction == answer)
 
 
+def test_layers_are_left_whole_as_far_as_the_size_pays_for_them(evaluator):
+    """Of three: none at 0.3, one at 0.5, two at 0.75, whatever more is asked for; the size is met all the same."""
+    for size, whole in ((0.3, 0), (0.5, 1), (0.75, 2)):
+        policy = PolicySpec("l2", budget=size, options={"whole_layers": 2})
+        ((result,),) = evaluator.evaluate(Unit((policy,), REFS[:1]))
+        assert sum(kept == 1.0 for kept in result.kept_layers) == whole and abs(result.kept - size) < 0.01
+
+
 def test_a_score_is_the_same_bits_every_time(evaluator, statistics):
     unit = Unit((PolicySpec("namm", theta(0), statistics),), REFS[:1])
     assert evaluator.evaluate(unit) == evaluator.evaluate(unit)

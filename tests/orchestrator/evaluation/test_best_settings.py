@@ -140,8 +140,7 @@ def test_the_held_out_table_has_each_at_its_best_and_says_why(namm, job_file, tm
         final = [t for t in entry["settings"]["tried"] if t["samples"] == 6]
         best = max(np.mean([*tried["scores"].values()]) for tried in final if not tried["too_large"])
         assert np.mean([*next(t for t in final if t["options"] == options)["scores"].values()]) == best
-        # Two of three layers left whole would keep more than 0.6 of the cache.
-        assert all(t["too_large"] == (t["options"].get("whole_layers") == 2) for t in entry["settings"]["tried"])
+        assert not any(tried["too_large"] for tried in entry["settings"]["tried"])
         assert name in printed.replace("\n", " ")
     assert {entry["protocol"] for entry in result["policies"].values()} == {"streaming"}
     assert result["policies"]["full"]["over"] is None and all("over" in point for point in points)
