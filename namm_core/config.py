@@ -18,6 +18,8 @@ from namm_core import plugins
 
 SCORERS = "namm_core.scoring.scorers"
 """The plug-in package of scorers."""
+FEATURES = "namm_core.scoring.features"
+"""The plug-in package of features."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,21 @@ class NammConfig:
     scorer: str = "bam"
     """The network that scores a token, a file of `namm_core/scoring/scorers`: `bam`, backward attention, or `mlp`,
     which sees each token alone."""
-    selection: Literal["ragged", "padded"] = "ragged"
-    """`ragged`: a head keeps its own positives; `padded`: every head keeps as many as the fullest one."""
+    selection: Literal["ragged", "padded", "budget"] = "ragged"
+    """`ragged`: a head keeps its own positives; `padded`: every head keeps as many as the fullest one; `budget`: the
+    highest scores stay, as many as a budget allows that is given where the memory is used."""
+    features: tuple[str, ...] = ("age", "spectrum")
+    """What the scorer sees of a token, files of `namm_core/scoring/features`, in order; the default is the paper's."""
+    standardised: Literal["head", "layer"] = "head"
+    """Over whose tokens features of no fixed scale are standardised: a head's, or those of all heads of a layer."""
+    over: Literal["head", "layer"] = "head"
+    """With `budget`: whether each head keeps as many, or all heads of a layer share what they have together."""
+    sinks: int = 0
+    """With `budget`: first tokens that always stay."""
+    recent: int = 0
+    """With `budget`: newest tokens that always stay."""
+    pool: int = 1
+    """Tokens, odd, over which scores are averaged: each with its neighbours among those that its head holds."""
 
     def __post_init__(self) -> None:
         for name in ("update_interval", "n_fft", "hop", "age_dim", "age_max_period", "hidden"):
@@ -56,8 +71,16 @@ class NammConfig:
             raise ValueError(f"ema must lie between 0 and 1, not {self.ema}")
         if self.age_dim % 2:
             raise ValueError(f"age_dim must be even, not {self.age_dim}")
-        if self.selection not in ("ragged", "padded"):
-            raise ValueError(f"selection must be ragged or padded, not {self.selection!r}")
+        if self.selection not in ("ragged", "padded", "budget"):
+            raise ValueError(f"selection must be ragged, padded or budget, not {self.selection!r}")
+        if self.sinks < 0 or self.recent < 0:
+            raise ValueError(f"sinks and recent are at least 0, not {self.sinks} and {self.recent}")
+        if self.pool < 1 or self.pool % 2 == 0:
+            raise ValueError(f"pool must be odd, not {self.pool}")
+        if not self.features or len(set(self.features)) < len(self.features):
+            raise ValueError(f"features must name at least one, and none twice, not {list(self.features)}")
+        for feature in self.features:
+            plugins.check(FEATURES, feature, "feature")
         plugins.check(SCORERS, self.scorer, "scorer")
 
     @property
@@ -66,9 +89,9 @@ class NammConfig:
         return self.n_fft // 2 + 1
 
     @property
-    def features(self) -> int:
-        """Width of a token's embedding: age, then spectrogram."""
-        return self.age_dim + self.frequencies
+    def embedding(self) -> int:
+        """Width of a token's embedding: that of all features together."""
+        return sum(plugins.find_class(FEATURES, name, "feature")().width(self) for name in self.features)
 
 
 @dataclass(frozen=True)

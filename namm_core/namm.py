@@ -17,12 +17,17 @@ from namm_core import saving
 from namm_core.config import NammConfig
 from namm_core.layer.packing import Packing
 from namm_core.policy import BasePolicy
-from namm_core.protocols import Attended, Entries, State, View, Watch
+from namm_core.protocols import Attended, Entries, Held, State, View, Watch
+from namm_core.protocols import Tokens as TokensSeen
+from namm_core.rotary import Rotary
 from namm_core.scoring import scorer
-from namm_core.scoring.embedding import Tokens, ages
+from namm_core.scoring.embedded import Embedded
+from namm_core.scoring.embedding import PAPERS, Tokens, ages
+from namm_core.scoring.pooling import pooled
 from namm_core.scoring.spectrogram import Spectrogram
 from namm_core.scoring.statistics import FeatureStatistics
-from namm_core.selection import top
+from namm_core.scoring.together import Features
+from namm_core.selection import Budget, reserved, top
 
 
 @dataclass
@@ -57,17 +62,17 @@ class Namm(BasePolicy):
     """A NAMM as a cache policy.
 
     config: its numbers; theta: (N,) or (rows, N), array or tensor, N = `num_parameters`; statistics: of the
-    spectrogram features, or None to leave them as they are. Raises ValueError when theta does not fit.
+    spectrogram features, or None to leave them as they are; budget: what is kept, where `config.selection` is budget
+    (`namm_core.selection.Budget`). Raises ValueError when theta does not fit, or the budget.
     Source: arXiv 2410.13166, sections 3.1 to 3.3.
     """
-
-    needs_attention = True
 
     def __init__(
         self,
         config: NammConfig | None = None,
         theta: Tensor | np.ndarray | None = None,
         statistics: FeatureStatistics | None = None,
+        budget: int | float | Tensor | None = None,
     ) -> None:
         self.config = config or NammConfig()
         self.num_parameters = scorer.num_parameters(self.config)
@@ -82,7 +87,16 @@ class Namm(BasePolicy):
         self.theta = theta
         self.statistics = statistics
         self.update_interval = self.config.update_interval
-        self.rows = 1 if theta.ndim == 1 else theta.shape[0]
+        self._thetas = 1 if theta.ndim == 1 else theta.shape[0]
+        self.takes_budget = self.config.selection == "budget"
+        if budget is not None and not self.takes_budget:
+            raise ValueError("this memory decides itself how much it keeps (selection is not budget): give no budget")
+        self.budget = None if budget is None else Budget(budget)
+        self.rows = self._thetas if self.budget is None else max(self._thetas, self.budget.rows)
+        if self.budget is not None and not {self._thetas, self.budget.rows} <= {1, self.rows}:
+            raise ValueError(f"theta has {self._thetas} rows, the budget {self.budget.rows}")
+        self.features = Features(self.config)
+        self.needs_attention, self.needs_queries = self.features.needs_attention, self.features.needs_queries
         # The kernel's hops are powers of two.
         self.advances = self.config.hop >= 16 and self.config.hop & (self.config.hop - 1) == 0
         self.scorer = scorer.find(self.config.scorer)
@@ -95,12 +109,12 @@ class Namm(BasePolicy):
     # What a cache calls ------------------------------------------------------------------------------------
 
     def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
-        """The state of a spectrogram, (rows, kv_heads, n, 0) each. See `Policy.start`."""
-        return self._spectrogram.start(rows, heads, device, dtype)
+        """The state of a spectrogram, (rows, kv_heads, n, 0) each, if any feature needs one. See `Policy.start`."""
+        return self._spectrogram.start(rows, heads, device, dtype) if self.needs_attention else {}
 
     def observe(self, state: State, attention: Tensor, fed: list[int], counts: list[int]) -> State:
         """Advances the spectrogram by attention (rows, kv_heads, new, keys). See `Policy.observe`."""
-        return self._spectrogram.observe(state, attention, fed, counts)
+        return self._spectrogram.observe(state, attention, fed, counts) if self.needs_attention else state
 
     def watch(self, state: State, positions: Tensor, fed: int, new: int, groups: int) -> Watch:
         """Advances the spectrogram tile by tile; writes into `state`. See `Policy.watch`."""
@@ -110,26 +124,39 @@ class Namm(BasePolicy):
         """Advances the spectrogram by a kernel; writes into `state`. See `Policy.advance`."""
         return attended.spectrogram(state, self.config)
 
+    def summarise(self, summary: State, queries: Tensor, positions: Tensor, rotary: Rotary | None) -> State:
+        """What the features make of the queries so far. See `Policy.summarise`."""
+        return self.features.summarise(summary, queries, positions, rotary)
+
     def keep(self, state: State, view: View) -> Tensor:
-        """(rows, kv_heads, keys) bool: those of score 0 and above. See `Policy.keep`; docs/memory.md 9."""
+        """(rows, kv_heads, keys) bool. See `select`, `Policy.keep`; docs/memory.md 9."""
+        if self.takes_budget and self.budget is None:
+            raise ValueError("this memory keeps what a budget allows: Namm.from_pretrained(path, budget=0.2), say")
         return self.select(self.scores(state, view), view)
 
     def scores(self, state: State, view: Entries) -> Tensor:
         """(rows, kv_heads, keys) scores of all cached tokens, columns as in `view`, padding on the left."""
         prepared = self._at(self._prepared, view)
-        return self.scorer.score_tokens(prepared, self._tokens(state, view), view.widths())
+        scores = self.scorer.score_tokens(prepared, self._tokens(state, view), view.widths())
+        return scores if self.config.pool == 1 else pooled(scores, view, self.config.pool)
 
     def embeddings(self, state: State, view: Entries) -> Tensor:
-        """(rows, kv_heads, keys, features) of all cached tokens: age, then normalised spectrogram."""
+        """(rows, kv_heads, keys, features) of all cached tokens, in the order of `config.features`."""
         return self._tokens(state, view).embeddings()
 
     def select(self, scores: Tensor, view: Entries) -> Tensor:
-        """(rows, kv_heads, keys) bool: score >= 0; in padded mode, with the newest, as many in every head.
+        """(rows, kv_heads, keys) bool: score >= 0; in padded mode, with the newest, as many in every head; with a
+        budget the highest ones, beside the first `sinks` and the newest `recent`.
 
         What is said of padding and of the newest token is ignored, as in `Policy.keep`.
         """
-        if self.config.selection == "ragged":
+        config = self.config
+        if config.selection == "ragged":
             return scores >= 0
+        if self.budget is not None:
+            tokens = self.budget.tokens(view)
+            stays = reserved(view, tokens, config.sinks, config.recent)
+            return top(scores.masked_fill(stays, torch.inf), view, tokens, config.over)
         newest = view.positions == view.newest[:, None, None]
         keep = ((scores >= 0) | newest) & (view.positions >= 0)
         return top(scores, view, keep.sum(-1).amax(-1))  # the most over the heads of one row, never over rows
@@ -148,6 +175,8 @@ class Namm(BasePolicy):
         rows, heads, new, columns = attention.shape
         if positions.shape != (rows, heads, columns):
             raise ValueError(f"positions have shape {tuple(positions.shape)}, attention {tuple(attention.shape)}")
+        if not self.needs_attention:
+            raise ValueError("none of this memory's features is made of attention")
         if rows % self.rows:
             raise ValueError(f"theta has {self.rows} rows, which do not divide a batch of {rows}")
         order = positions.argsort(dim=-1, stable=True)  # padding in front, then ascending
@@ -207,25 +236,28 @@ class Namm(BasePolicy):
         saving.write(Path(path), self.config, self.theta, self.statistics, card)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Namm:
+    def from_pretrained(cls, path: str | Path, budget: int | float | Tensor | None = None) -> Namm:
         """Reads a folder, or a repository of the Hugging Face Hub, that `save_pretrained` wrote.
 
-        Raises ValueError, one line, when files are missing or damaged or theta does not fit its configuration.
+        budget: tokens (int) or a fraction of those seen (float), for a memory whose selection is budget. Raises
+        ValueError, one line, when files are missing or damaged or theta does not fit its configuration.
         """
         config, theta, statistics = saving.read(path)
         try:
-            return cls(config, theta, statistics)
+            return cls(config, theta, statistics, budget)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     # -------------------------------------------------------------------------------------------------------
 
-    def _tokens(self, state: State, view: Entries) -> Tokens:
+    def _tokens(self, state: State, view: Entries) -> TokensSeen:
         device, longest = view.positions.device, max(view.newest.tolist()) + 1
         table = self._ages.get(device)
         if table is None or len(table) < longest:
             table = self._ages[device] = ages(2 * longest, self.config.age_dim, self.config.age_max_period).to(device)
-        return Tokens(state["average"], view.positions, view.newest, table, self.statistics)
+        if self.config.features == PAPERS:
+            return Tokens(state["average"], view.positions, view.newest, table, self.statistics)
+        return Embedded(self.features.of(Held(view, state, table, self.config, self.statistics)), view.positions)
 
     def weights_at(self, view: Entries) -> dict[str, Tensor]:
         """The scorer's weights, on the view's device: one row, or one for each row of the view."""
@@ -236,7 +268,7 @@ class Namm(BasePolicy):
         if device not in everywhere:
             everywhere[device] = {name: w.to(device) for name, w in everywhere[self.theta.device].items()}
         weights = everywhere[device]
-        if self.rows == 1:
+        if self._thetas == 1:
             return weights
         row = view.row
         if len(row) == self.rows and torch.equal(row, torch.arange(self.rows, device=device)):
@@ -249,6 +281,7 @@ class StatisticsCollector(Namm):
 
     def __init__(self, config: NammConfig | None = None) -> None:
         super().__init__(config)
+        self.needs_attention, self.needs_queries = True, False
         self.collected: FeatureStatistics | None = None
 
     def keep(self, state: State, view: View) -> Tensor:

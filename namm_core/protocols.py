@@ -1,4 +1,4 @@
-"""The interfaces of this floor: what a policy, a watch and a scorer are, and what they are shown.
+"""The interfaces of this floor: what a policy, a watch, a feature and a scorer are, and what they are shown.
 
 Whoever writes one of them implements the members listed here, all of them; `namm_core.policy` and
 `namm_core.scoring.base_scorer` have base classes with a default for everything that most do not need. Knows no
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from namm_core.config import NammConfig
 from namm_core.rotary import Rotary
+from namm_core.scoring.statistics import FeatureStatistics
 from namm_core.text_read import TextRead
 
 State = dict[str, Tensor]
@@ -65,6 +66,76 @@ class View(Entries):
     """The layer's rotary embedding; None where there is none that is known (`namm_core.rotary`)."""
     scaling: float = 1.0
     """Attention logits are query . key times this."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What features are made of: the tokens that a layer holds, columns ascending by position, padding in front."""
+
+    view: Entries
+    """In a model a `View`; where only attention is given (`Namm.step`), no more than `Entries`."""
+    state: State
+    """What the memory remembers of these tokens."""
+    ages: Tensor
+    """(longer than any position, age_dim), sines and cosines of ages."""
+    config: NammConfig
+    statistics: FeatureStatistics | None
+
+    @property
+    def age(self) -> Tensor:
+        """(rows, kv_heads, keys) int64, tokens fed since each, 0 for the newest, and for padding."""
+        age = (self.view.newest[:, None, None] - self.view.positions).clamp(min=0)
+        return age.masked_fill(self.view.positions < 0, 0)
+
+    @property
+    def average(self) -> Tensor:
+        """(rows, kv_heads, frequencies, keys), moving average of the spectrogram."""
+        return self.state["average"]
+
+    @property
+    def seen(self) -> View:
+        """The view with its keys and values. Raises ValueError where only attention was given."""
+        if not isinstance(self.view, View):
+            raise ValueError(
+                f"only attention was given: of this memory's features ({', '.join(self.config.features)}) some need "
+                "keys and values, which a MemoryCache shows"
+            )
+        return self.view
+
+    @property
+    def keys(self) -> Tensor:
+        """(rows, kv_heads, keys, head size), after rotary embedding."""
+        return self.seen.keys
+
+    @property
+    def values(self) -> Tensor:
+        """(rows, kv_heads, keys, head size)."""
+        return self.seen.values
+
+
+class Feature(Protocol):
+    """Some numbers that a scorer sees of each cached token. Its file imports torch in methods alone, as a scorer's."""
+
+    needs_attention: bool
+    """Whether it is made of the spectrogram."""
+    needs_queries: bool
+    """Whether `summarise` must be called."""
+    rules: dict[str, float]
+    """Policies whose order is that of the feature's first number, times this sign."""
+
+    def width(self, config: NammConfig) -> int:
+        """How many numbers."""
+        ...
+
+    def of(self, held: Held) -> Tensor:
+        """(rows, kv_heads, keys, width); what padding gets means nothing, but must be finite."""
+        ...
+
+    def summarise(
+        self, summary: State, queries: Tensor, positions: Tensor, rotary: Rotary | None, config: NammConfig
+    ) -> State:
+        """Takes in the queries of one block. See `Policy.summarise`; features share one summary."""
+        ...
 
 
 class Watch(Protocol):
@@ -190,6 +261,9 @@ class Scorer(Protocol):
 
     weights: the parts of `theta` by name, (rows, *shape) each: one row for all, or one for each row that is scored.
     """
+
+    readout: str
+    """The part of `theta` by which the score is a weighted sum of the features where all else is 0."""
 
     def layout(self, config: NammConfig) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the parts of `theta`, in order; the last number is the bias of the score.

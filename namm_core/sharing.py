@@ -17,7 +17,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from namm_core.config import SCORERS
+from namm_core.config import FEATURES, SCORERS
 
 PACKAGE = "namm_core"
 ENTRANCES = ("namm_core.with_memory",)
@@ -26,7 +26,7 @@ REQUIREMENTS = "torch>=2.6\ntransformers>=5.20,<5.40\nsafetensors>=0.4\nnumpy>=1
 NOTE = "# A copy of {name}.py of the package namm (Apache-2.0), so that this folder needs no other.\n"
 CARRIED = """
 # This copy carries the plug-ins that its memory is made of, and no others.
-_CARRIED = {{{package!r}: {{{name!r}: {module!r}}}}}
+_CARRIED = {carried!r}
 
 
 def modules(package: str) -> list[str]:
@@ -40,7 +40,8 @@ def _imported(package: str, name: str) -> ModuleType:
 GENERATE = '''\
 """`model.generate(..., custom_generate=FOLDER, trust_remote_code=True)` with this NAMM as the model's memory.
 
-All arguments of `generate` are passed on to it. To continue a conversation, pass the cache of an answer
+All arguments of `generate` are passed on to it; a memory that takes a budget wants one beside them, such as
+`budget=0.2`. To continue a conversation, pass the cache of an answer
 (`return_dict_in_generate=True`) with the whole text so far.
 """
 
@@ -84,10 +85,12 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 def custom_generate(config: dict, tensors: dict[str, bytes]) -> dict[str, bytes]:
     """Files of the `custom_generate` folder; config: plain values, tensors: float32 vectors as bytes, by name."""
-    scorer = f"{SCORERS}.{config['scorer']}"
-    modules = _closure((*ENTRANCES, scorer))
+    plugins = {SCORERS: [config["scorer"]], FEATURES: list(config["features"])}
+    carried = {package: {name: _flat(f"{package}.{name}") for name in names} for package, names in plugins.items()}
+    named = [f"{package}.{name}" for package, names in plugins.items() for name in names]
+    modules = _closure((*ENTRANCES, *named))
     sources = {_flat(name): _relative(name, text) for name, text in modules.items()}
-    sources["plugins"] += CARRIED.format(package=SCORERS, name=config["scorer"], module=_flat(scorer))
+    sources["plugins"] += CARRIED.format(carried=carried)
     digest = hashlib.sha256("".join(sources[name] for name in sorted(sources)).encode()).hexdigest()[:12]
     # Attention functions are registered by name: a copy must not take the place of another version's.
     registered = sources["attention_function"].replace('NAME = "namm"', f'NAME = "namm-{digest}"')
@@ -157,8 +160,8 @@ def _flat(name: str) -> str:
 
 def _file(name: str) -> Path:
     package, _, plugin = name.rpartition(".")
-    if package == SCORERS:  # which may lie in a folder outside of this package
-        found = [Path(folder, f"{plugin}.py") for folder in importlib.import_module(SCORERS).__path__]
+    if package in (SCORERS, FEATURES):  # which may lie in a folder outside of this package
+        found = [Path(folder, f"{plugin}.py") for folder in importlib.import_module(package).__path__]
         return next((file for file in found if file.is_file()), found[0])
     path = Path(__file__).parent.joinpath(*name.split(".")[1:])
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

@@ -38,8 +38,10 @@ def generate_with(namm: Namm, model: PreTrainedModel, *arguments, **settings) ->
     """`model.generate(*arguments, **settings)`, the NAMM deciding what its cache forgets.
 
     A memory that is passed in (`past_key_values`) is continued. The model's own attention is set back at the end,
-    whatever happens. Raises ValueError for another cache, or none (`use_cache=False`).
+    whatever happens. A memory that keeps what a budget allows wants one: `budget=0.2`, a fraction of the tokens seen
+    (float), or tokens (int). Raises ValueError for another cache, or none (`use_cache=False`), and without a budget.
     """
+    budget = settings.pop("budget", None)
     both = [settings.pop(name, None) for name in ("cache", "past_key_values")]  # the new and the old name of one thing
     given = next((cache for cache in both if cache is not None), None)
     if given is not None and not hasattr(given, "kept_positions"):  # of this package, or of another copy of it
@@ -49,6 +51,10 @@ def generate_with(namm: Namm, model: PreTrainedModel, *arguments, **settings) ->
         )
     if settings.get("use_cache") is False:
         raise ValueError("use_cache=False leaves nothing to remember: leave it out")
+    if given is None and (budget is not None or namm.takes_budget):
+        namm = Namm(namm.config, namm.theta, namm.statistics, budget)
+    if given is None and namm.takes_budget and budget is None:
+        raise ValueError("this memory keeps what a budget allows: add budget=0.2, or another fraction, or tokens")
     memory = MemoryCache(model, namm) if given is None else given
     generate: Any = model.generate
     ours = memory.attach() or given is None

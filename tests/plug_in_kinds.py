@@ -1,4 +1,4 @@
-"""The five kinds of plug-in: where each stands, and how one is found by its name.
+"""The six kinds of plug-in: where each stands, and how one is found by its name.
 
 Run as a program it looks up every plug-in there is, or with a folder's path those that the folder adds, and prints the
 ones that cannot be found: `python -m tests.plug_in_kinds [FOLDER]`.
@@ -30,7 +30,8 @@ class Kind(NamedTuple):
 
 def kinds() -> dict[str, Kind]:
     """All kinds of plug-in, by what the table *to add X* calls them."""
-    from namm_core import policies
+    from namm_core import plugins, policies
+    from namm_core.config import FEATURES
     from namm_core.scoring import scorer
     from orchestrator.search import lookup
     from workers import targets
@@ -39,6 +40,7 @@ def kinds() -> dict[str, Kind]:
     return {
         "policy": Kind("policies", "namm_core.policies", policies.named),
         "scorer": Kind("scorers", "namm_core.scoring.scorers", scorer.find),
+        "feature": Kind("features", FEATURES, lambda name: plugins.find_class(FEATURES, name, "feature")),
         "task source": Kind("sources", "workers.tasks.sources", find),
         "target": Kind("targets", "workers.targets", targets.find),
         "search": Kind("searches", "orchestrator.search.algorithms", lookup.named),

@@ -140,7 +140,7 @@ class Evaluator:
         if not all(spec.shares_batch(other) for other in specs[1:]):
             raise ValueError("several policies in one unit must all be namm and differ in theta alone")
         if spec.name == "namm":
-            return self._namm(specs, len(samples))
+            return self._namm(specs, samples)
         given = policies.check(spec.name, spec.options, spec.budget)
         if spec.name == "full":
             return None
@@ -151,16 +151,22 @@ class Evaluator:
             given["budget"] = _budgets(spec.budget, [sample.tokens for sample in samples], interval)
         return kind(update_interval=interval, **given)
 
-    def _namm(self, specs: tuple[PolicySpec, ...], samples: int) -> Namm:
+    def _namm(self, specs: tuple[PolicySpec, ...], samples: list[Shown]) -> Namm:
         """One memory for all rows: row = policy * samples + sample."""
         thetas = [spec.theta for spec in specs if spec.theta is not None]
         if len(thetas) < len(specs):
             raise ValueError("namm needs a theta, the parameters of its scorer")
-        if specs[0].options or specs[0].budget is not None:
-            raise ValueError("namm has no budget and no options: its theta and `memory` decide what it keeps")
+        if specs[0].options:
+            raise ValueError("namm has no options: its theta and `memory` decide what it keeps")
+        memory, fraction, budgets = self.config.memory, specs[0].budget, None
+        if memory.selection == "budget":
+            budgets = _budgets(fraction, [sample.tokens for sample in samples], memory.update_interval)
+            budgets = budgets.repeat(len(specs))
+        elif fraction is not None:
+            raise ValueError("namm takes no budget: its threshold decides what it keeps (memory.selection)")
         given = specs[0].statistics  # the same bits in all of them
         statistics = None if given is None else FeatureStatistics(*given)
-        return Namm(self.config.memory, np.repeat(np.stack(thetas), samples, axis=0), statistics)
+        return Namm(memory, np.repeat(np.stack(thetas), len(samples), axis=0), statistics, budgets)
 
 
 def _fused(choice: Literal["auto", True, False], device: torch.device) -> bool:

@@ -1,8 +1,8 @@
 """Plug-ins from outside this repository: which folders hold them, and making them known.
 
-A plug-in folder has sub-folders named after what their files are: `policies`, `scorers`, `sources`, `targets`. Their
-files are then found by name, exactly as our own are (`namm_core.plugins`). Each process that uses plug-ins has to add
-them: they belong to the job's configuration. Knows nothing of what plug-ins do.
+A plug-in folder has sub-folders named after what their files are: `policies`, `scorers`, `features`, `sources`,
+`targets`. Their files are then found by name, exactly as our own are (`namm_core.plugins`). Each process that uses
+plug-ins has to add them: they belong to the job's configuration. Knows nothing of what plug-ins do.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from namm_core.plugins import extend
 PACKAGES = {
     "policies": "namm_core.policies",
     "scorers": "namm_core.scoring.scorers",
+    "features": "namm_core.scoring.features",
     "sources": "workers.tasks.sources",
     "targets": "workers.targets",
 }

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class BaseScorer:
     """Base of scorers; see `namm_core.protocols.Scorer`."""
 
+    readout: str = ""
+
     def layout(self, config: NammConfig) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the parts of `theta`, in order; every scorer must say it."""
         raise NotImplementedError(f"{type(self).__name__} has no method layout(config)")

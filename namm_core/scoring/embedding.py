@@ -17,6 +17,9 @@ from torch import Tensor
 from namm_core.loops import compiled, plain
 from namm_core.scoring.statistics import FeatureStatistics
 
+PAPERS = ("age", "spectrum")
+"""The features that these are, by name: computed together, in loops where they serve."""
+
 
 @dataclass(frozen=True)
 class Tokens:

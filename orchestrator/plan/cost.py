@@ -188,7 +188,7 @@ def work(model: Model, job: Job) -> Work:
     heads, half = model.layers * model.kv_heads, model.bytes < 4
     # FLOP of backward attention: for each pair of keys, half of which it sees (embeddings and a one are queries' mates
     # and values, padded to whole vectors), and of its two bilinear forms for each key.
-    inner = job.memory.features + 1
+    inner = job.memory.embedding + 1
     backward = 2 * 16 * math.ceil(inner / 16)
     linear = 4 * inner**2
     # Bytes for each (query, key) of a KV head, and for a mask; for each key at an update (what is held is moved,

@@ -190,7 +190,7 @@ from namm_core.scoring.base_scorer import BaseScorer
 
 class Sinks(BaseScorer):
     def layout(self, config):
-        return {"w": (config.features,), "b": (1,)}
+        return {"w": (config.embedding,), "b": (1,)}
 
     def score(self, prepared, embeddings, widths=None):
         return (embeddings * prepared["w"][:, None, None]).sum(-1) + prepared["b"][:, None]

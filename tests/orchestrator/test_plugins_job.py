@@ -15,7 +15,7 @@ JOB = {
     "tasks": {"source": "whereabouts", "people": 5},
     "train": ["residence"],
     "heldout": [],
-    "memory": {"update_interval": 64, "scorer": "linear"},
+    "memory": {"update_interval": 64, "scorer": "straight"},
     "search": {"algorithm": "strides", "population": 4, "stride": 0.25},
     "evaluation": {"samples": 3, "policies": ["full", "namm", {"name": "ends", "head": 8}, "ends"]},
     "workers": {"count": 1},

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 class BAM(BaseScorer):
     """One head of attention backward in time, `config.hidden` wide, and a bilinear read-out."""
 
+    readout = "w3"
+
     def layout(self, config: NammConfig) -> dict[str, tuple[int, ...]]:
         """Names and shapes inside `theta`, in order; matrices are (in, out), row-major."""
-        e, d = config.features, config.hidden
+        e, d = config.embedding, config.hidden
         return {"w1": (e, 3 * d), "b1": (3 * d,), "w2": (d, 2 * e), "b2": (2 * e,), "w3": (e,), "b3": (1,)}
 
     def prepare(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:

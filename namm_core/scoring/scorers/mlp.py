@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 class MLP(BaseScorer):
     """h = e + relu(e W1 + b1), score = h . w2 + b2."""
 
+    readout = "w2"
+
     def layout(self, config: NammConfig) -> dict[str, tuple[int, ...]]:
         """Names and shapes inside `theta`, in order; matrices are (in, out), row-major."""
-        e = config.features
+        e = config.embedding
         return {"w1": (e, e), "b1": (e,), "w2": (e,), "b2": (1,)}
 
     def score(self, prepared: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None) -> Tensor:

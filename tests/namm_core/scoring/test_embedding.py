@@ -70,7 +70,7 @@ def test_scores_are_those_of_tensor_operations(case):
 def test_logits_of_one_case_are_bounded_and_those_of_another_are_not(scale, bounded):
     policy, widths = namm(NammConfig(), scale=scale), np.array([200, 100])
     state, view = layer(policy.config, [widths.tolist()])
-    n = policy.config.features + 1
+    n = policy.config.embedding + 1
     size = n + -n % 16
     e, both = torch.zeros(2, 200, size), torch.zeros(2, n, 2 * size)
     ends = policy._tokens(state, view).write(np.arange(2), widths, e)

@@ -15,7 +15,7 @@ def test_sizes():
 
 
 def test_an_unknown_scorer_is_refused():
-    with pytest.raises(ValueError, match="unknown scorer 'mpl'; did you mean 'mlp'. Known: bam, mlp$"):
+    with pytest.raises(ValueError, match="unknown scorer 'mpl'; did you mean 'mlp'. Known: bam, linear, mlp$"):
         NammConfig(scorer="mpl")
 
 

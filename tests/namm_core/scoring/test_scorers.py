@@ -98,7 +98,7 @@ def test_derivatives_are_those_taken_one_by_one(name, tokens):
     """Each score alone, through `score`, by its token's own embedding."""
     policy, random = namm(name), torch.Generator().manual_seed(2)
     network, weights = policy.scorer, scorer.unpack(policy.config, policy.theta)
-    x = torch.randn(1, 2, tokens, policy.config.features, generator=random)
+    x = torch.randn(1, 2, tokens, policy.config.embedding, generator=random)
     found = network.derivatives(weights, x)
     assert found.shape == x.shape and not found.requires_grad
     x.requires_grad_()

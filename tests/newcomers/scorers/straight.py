@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Linear(BaseScorer):
+class Straight(BaseScorer):
     """score = e . w + b."""
 
     def layout(self, config: NammConfig) -> dict[str, tuple[int, ...]]:
         """A weight for each feature, and a bias."""
-        return {"w": (config.features,), "b": (1,)}
+        return {"w": (config.embedding,), "b": (1,)}
 
     def score(self, prepared: dict[str, Tensor], embeddings: Tensor, widths: list[int] | None = None) -> Tensor:
         """Scores (rows, kv_heads, tokens) of embeddings (rows, kv_heads, tokens, features)."""
