@@ -97,6 +97,14 @@ def test_all_candidates_and_the_mean_are_asked_at_the_same_sizes_and_the_full_ca
     assert outcome.best.budget is None and outcome.last.budget is None
 
 
+def test_a_look_says_how_good_it_is_at_each_size():
+    _, records = landscape.run(job(), Sized())
+    looks = [look for record in records for look in record.get("validation_looks", {}).values()]
+    assert looks and all(list(look["budgets"]) == ["0.1", "0.2", "0.3", "0.5"] for look in looks)
+    _, records = landscape.run(landscape.job(), Sized())
+    assert not any("budgets" in look for r in records for look in r.get("validation_looks", {}).values())
+
+
 @pytest.mark.parametrize(
     "changes",
     [
