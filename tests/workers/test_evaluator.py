@@ -159,8 +159,8 @@ def test_statistics_leave_features_normalised(evaluator, statistics):
         (PolicySpec("full", budget=0.5), "policy full takes no budget"),
         (PolicySpec("oracle", budget=0.5), "policy oracle takes no budget"),
         (PolicySpec("namm"), "needs a theta"),
-        (PolicySpec("namm", theta(0), budget=0.5), "namm has no budget and no options"),
-        (PolicySpec("namm", theta(0), options={"hidden": 8}), "namm has no budget and no options"),
+        (PolicySpec("namm", theta(0), budget=0.5), "namm takes no budget: its threshold decides"),
+        (PolicySpec("namm", theta(0), options={"hidden": 8}), "namm has no options"),
     ],
 )
 def test_bad_policies_are_one_clear_line(evaluator, policy, message):
