@@ -12,24 +12,31 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from namm_core.scoring import rules, scorer
 from orchestrator import session
 from orchestrator.evaluation.held_out import check_policies, compare, held_out_samples, metric_name
-from orchestrator.evaluation.sizes import Sized, Sizing
+from orchestrator.evaluation.sizes import Sizing
+from orchestrator.evolution.budgets import at_budget
 from orchestrator.evolution.loop import Evolved, Problem, evolve
-from orchestrator.evolution.samples import validation_samples
+from orchestrator.evolution.samples import Size, validation_samples
 from orchestrator.protocols import Recorder
 from orchestrator.report import model_card as card
 from orchestrator.report import pictures
 from orchestrator.report.progress import Display
 from orchestrator.report.summary import summarise
 from orchestrator.session import Workplace
-from orchestrator.spec import JobSpec
+from orchestrator.spec import BEST, JobSpec
 from orchestrator.storage import files
 from orchestrator.storage.run_folder import JOB, MEMORY
 from workers.tasks.loading import load_tasks
 from workers.unit import PolicySpec, SampleRef
+
+if TYPE_CHECKING:  # slow to import
+    from orchestrator.dispatch.dispatcher import Dispatcher
 
 
 def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
@@ -51,8 +58,6 @@ def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
 
 
 def _run(job: JobSpec, workplace: Workplace, display: Display) -> dict[str, Any]:
-    from namm_core.scoring import scorer
-
     started = time.monotonic()
     dispatcher, held_out = workplace.dispatcher, _held_out(job)
     size = load_tasks(job.tasks).size
@@ -62,20 +67,17 @@ def _run(job: JobSpec, workplace: Workplace, display: Display) -> dict[str, Any]
     recorder = RunRecorder(job, workplace, display, started)
     past = list(dispatcher.journal.told)
     recorder.recall(past[: job.generations])
-    problem = Problem(dispatcher.evaluate, statistics, scorer.num_parameters(job.memory), size)
-    outcome = evolve(job, problem, recorder, past)
+    outcome = evolve(job, _problem(job, dispatcher, statistics, size), recorder, past)
     search_seconds = time.monotonic() - started
-    display.fitting()
-    validation = validation_samples(job, _trained(outcome), size)
-    sized = Sizing(dispatcher.evaluate, outcome.best, validation).at_most(job.evaluation.kept_at_most)
-    _export(sized.memory, job, workplace.folder / MEMORY)
-    records = compare(dispatcher.evaluate, sized.memory, job.evaluation.policies, held_out, display.comparison)
+    memory, threshold = _sized(job, workplace, outcome, size, display)
+    _export(memory, job, workplace.folder / MEMORY)
+    records = compare(dispatcher.evaluate, memory, job.evaluation.policies, held_out, display.comparison)
     files.write_lines(workplace.folder / "samples.jsonl", records)
     times = {"search_seconds": search_seconds, "seconds": time.monotonic() - started}
-    result = summarise(records, _about(job, workplace, outcome, sized) | times)
+    result = summarise(records, _about(job, workplace, outcome, threshold) | times)
     files.write_json(workplace.folder / "result.json", result)
-    _export(sized.memory, job, workplace.folder / MEMORY, card.text(job, result))
-    draw(workplace, recorder.history, sized.memory, held_out[0])
+    _export(memory, job, workplace.folder / MEMORY, card.text(job, result))
+    draw(workplace, recorder.history, memory, held_out[0])
     _publish(job, workplace, result)
     return result
 
@@ -97,6 +99,10 @@ class RunRecorder(Recorder):
         """Shows the generations that were recorded before the job was interrupted."""
         for record in past:
             self._show(record)
+
+    def begun(self, start: dict[str, Any]) -> None:
+        """Shows which rule the search starts from."""
+        self.display.begun(start)
 
     def progress(self, generation: int, done: int, of: int) -> None:
         """Shows how far a generation is."""
@@ -134,10 +140,41 @@ def _trained(outcome: Evolved) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for stage in outcome.stages for task in stage["train"]))
 
 
-def _about(job: JobSpec, workplace: Workplace, outcome: Evolved, sized: Sized) -> dict[str, Any]:
+def _problem(
+    job: JobSpec, dispatcher: Dispatcher, statistics: tuple[np.ndarray, np.ndarray, float], size: Size
+) -> Problem:
+    """What is searched for: the memory's numbers, the rules among them that a job may start from, and who evaluates."""
+    memory, rule = job.memory, job.start.rule
+    names = [] if rule is None else rules.rules(memory) if rule == BEST else [rule]
+    return Problem(
+        dispatcher.evaluate,
+        statistics,
+        scorer.num_parameters(memory),
+        size,
+        together=dispatcher.evaluate_groups,
+        rules={name: rules.start(memory, name) for name in names},
+        linear=rules.linear_part(memory) if any(stage.part == "linear" for stage in job.plan) else None,
+    )
+
+
+def _sized(
+    job: JobSpec, workplace: Workplace, outcome: Evolved, size: Size, display: Display
+) -> tuple[PolicySpec, dict[str, float] | None]:
+    """The best memory at the size that it is compared at, and what result.json says of its threshold: None for a
+    memory that is given its size."""
+    if job.evaluation.budget is not None:
+        return at_budget(outcome.best, job.evaluation.budget), None
+    display.fitting()
+    validation = validation_samples(job, _trained(outcome), size)
+    sized = Sizing(workplace.dispatcher.evaluate, outcome.best, validation).at_most(job.evaluation.kept_at_most)
+    return sized.memory, {"shift": sized.shift, "kept": sized.kept, "score": sized.score}
+
+
+def _about(job: JobSpec, workplace: Workplace, outcome: Evolved, threshold: dict[str, float] | None) -> dict[str, Any]:
     """What `result.json` says in addition to scores and times."""
     journal = workplace.dispatcher.journal
-    return {
+    start = {} if outcome.start is None else {"start": outcome.start}
+    return start | {
         "name": job.name,
         "seed": job.seed,
         "generations": len(outcome.generations),
@@ -150,7 +187,7 @@ def _about(job: JobSpec, workplace: Workplace, outcome: Evolved, sized: Sized) -
         "trained_tasks": list(_trained(outcome)),
         "heldout_tasks": list(job.heldout),
         "validation": _validation(outcome),
-        "threshold": {"shift": sized.shift, "kept": sized.kept, "score": sized.score},
+        "threshold": threshold,
     }
 
 

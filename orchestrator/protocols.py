@@ -15,6 +15,8 @@ from workers.unit import PolicySpec, SampleRef, SampleResult
 
 Results = list[list[SampleResult | None]]
 """results[policy][sample]; None where a sample could not be evaluated."""
+Group = tuple[list[PolicySpec], list[SampleRef]]
+"""Policies, and the samples that each of them is evaluated on."""
 
 
 class Search(Protocol):
@@ -70,8 +72,20 @@ class Evaluate(Protocol):
         """
 
 
+class EvaluateGroups(Protocol):
+    """Evaluates the policies of each group on that group's samples, all groups at once."""
+
+    def __call__(self, groups: Sequence[Group], progress: Callable[[int], None] = ...) -> list[Results]:
+        """The results of each group, as `Evaluate` gives them; `progress`: as there, over all groups."""
+
+
 class Recorder(Protocol):
     """Keeps what an evolution does. Inherited from, it keeps nothing: a recorder overrides what it wants to know."""
+
+    def begun(self, start: dict[str, Any]) -> None:
+        """The rule that the search starts from is chosen. `start`: plain JSON values. Called again, with the same
+        values, by an evolution that goes on."""
+        return None
 
     def progress(self, generation: int, done: int, of: int) -> None:
         """A generation (from 0) under way has `done` of the `of` results that it waits for."""

@@ -18,7 +18,9 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from namm_core.config import NammConfig, Range, Ranged, Readable, from_fields, from_mapping
+from namm_core.scoring import rules
 from orchestrator import plugins
+from orchestrator.fitness_spec import BUDGETS, FitnessSpec
 from orchestrator.policy_entries import PolicyEntry, policy_entries
 from orchestrator.search import lookup
 from orchestrator.search.config import SearchConfig
@@ -32,6 +34,12 @@ Kinds = tuple[str, ...]
 ELSEWHERE = ("name", "storage", "redis_url", "mlflow_uri", "workers", "plugins")
 """Settings of a job that say where things are and decide no number; what plug-ins hold does, wherever they stand."""
 
+TABLE_BUDGET = 0.3
+"""Kept fraction of the final table of a memory with a budget, where a job names none."""
+
+BEST = "best"
+"""The start that is the best rule on validation samples."""
+
 ROWS = ("full", "namm", "oracle", "h2o", "l2", "streaming", "random")
 """Policies of the final table, where a job names none."""
 
@@ -42,28 +50,9 @@ class StartSpec:
 
     bias: float = 0.0
     """Value of b3 in an otherwise zero theta: 0 is the paper's start, on the boundary; above 0 evicts little."""
-
-
-@dataclass(frozen=True)
-class FitnessSpec(Ranged):
-    """What the search maximises."""
-
-    measure: Literal["score", "logprob", "probability"] = "score"
-    """Task score; mean log-probability of the reference answer; or its exponential, which a few hopeless samples
-    do not dominate."""
-    kept_weight: float = 0.0
-    """Subtracted from the fitness: this times the kept fraction beyond `kept_free`."""
-    kept_free: float = 0.0
-    """Kept fraction that costs nothing."""
-    samples: Annotated[int, Range(least=1)] = 6
-    """Samples of each task in a generation, the same ones for all candidates."""
-    statistics_samples: Annotated[int, Range(least=1)] = 8
-    """Training prompts from which the feature statistics are collected, of each task of the first stage."""
-    normalise: bool = False
-    """Whether a task counts as its mean over that of the full cache on the same samples (the paper's fitness)."""
-    base_floor: Annotated[float, Range(above=0)] = 1e-7
-    """Added to the full cache's mean before `normalise` divides by it, so that a task which it cannot do is no division
-    by zero (the paper's value; a larger one keeps tasks with a tiny base from deciding alone)."""
+    rule: str | None = None
+    """A hand-made policy that the memory ranks as in the beginning (`namm_core.scoring.rules`), such as
+    `expected_attention`, or `best`, the one that does best on validation samples; None: theta is 0 but for `bias`."""
 
 
 @dataclass(frozen=True)
@@ -205,17 +194,14 @@ class JobSpec(Ranged, Readable):
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name must be a plain folder name, not {self.name!r}")
         self._complete_stages()
+        self._complete_budgets()
+        self._check_rule()
         if not self.train:
             raise ValueError("train must name at least one task")
         for number, stage in enumerate(self.plan):  # an odd population of mirrored pairs, a task named twice
             search_of(self.search, self.seed, number, stage, 0, 1.0)
         if both := set(self.train) & set(self.heldout):
             raise ValueError(f"{', '.join(sorted(both))}: in train and in heldout; a held-out task is never trained on")
-        if self.fitness.normalise and self.fitness.measure == "logprob":
-            raise ValueError(
-                "fitness.normalise needs fitness.measure score or probability: a ratio of log-probabilities "
-                "has no meaning"
-            )
         if self.restarts.count and self.stop.patience is None and self.stop.sigma_below is None:
             raise ValueError("restarts need stop.patience or stop.sigma_below: nothing else ends a search early")
         if self.racing.enabled and self.search.elite >= self.search.population:
@@ -246,6 +232,38 @@ class JobSpec(Ranged, Readable):
         if self.generations is None:
             object.__setattr__(self, "generations", generations)
 
+    def _complete_budgets(self) -> None:
+        """Fills in the sizes of a memory with a budget, and refuses what such a memory, or one without, has not."""
+        fitness, evaluation = self.fitness, self.evaluation
+        if self.memory.selection != "budget":
+            for name, given in {"fitness.budgets": fitness.budgets, "evaluation.budget": evaluation.budget}.items():
+                if given is not None:
+                    raise ValueError(
+                        f"{name} needs memory.selection budget: with {self.memory.selection} the memory's own "
+                        "threshold decides how much it keeps"
+                    )
+            return
+        for name, given in {
+            "start.bias": self.start.bias,
+            "evaluation.kept_at_most": evaluation.kept_at_most - 1,
+        }.items():
+            if given:
+                raise ValueError(f"{name} is for memories with a threshold: with memory.selection budget leave it out")
+        if fitness.budgets is None:
+            object.__setattr__(self, "fitness", replace(fitness, budgets=BUDGETS))
+        if evaluation.budget is None:
+            object.__setattr__(self, "evaluation", replace(evaluation, budget=TABLE_BUDGET))
+
+    def _check_rule(self) -> None:
+        if self.start.rule == BEST:
+            if not rules.rules(self.memory):
+                raise ValueError(f"start.rule {BEST}: no rule is a point of this memory's space; add memory.features")
+        elif self.start.rule is not None:
+            try:
+                rules.start(self.memory, self.start.rule)
+            except ValueError as error:
+                raise ValueError(f"start.{error}") from None
+
     @property
     def plan(self) -> tuple[StagePlan, ...]:
         """The stages with nothing left open; one where none are given."""
@@ -258,6 +276,9 @@ class JobSpec(Ranged, Readable):
                 samples=self.fitness.samples if stage.samples is None else stage.samples,
                 population=self.search.population if stage.population is None else stage.population,
                 sigma=stage.sigma,
+                sigma0=self.search.sigma0 if stage.sigma0 is None else stage.sigma0,
+                part=stage.part,
+                variant=stage.variant,
             )
             for stage in stages
         )

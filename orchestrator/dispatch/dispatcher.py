@@ -17,7 +17,7 @@ from orchestrator.dispatch.pool import Call, Pool, Worker
 from orchestrator.dispatch.schedule import Schedule
 from orchestrator.dispatch.work import WorkFailed, WorkItem
 from orchestrator.fleet_events import Answered, Left, Raised
-from orchestrator.protocols import Fleet
+from orchestrator.protocols import Fleet, Group
 from orchestrator.spec import WorkerSpec
 from orchestrator.storage.journal import Journal, policy_key
 from workers.unit import CallResult, Failure, PolicySpec, SampleRef, SampleResult, Unit
@@ -84,12 +84,20 @@ class Dispatcher:
         progress: called with the number of results that arrived. Raises WorkFailed when the work cannot go on,
         ValueError when no worker can load what the configuration names.
         """
-        keys = [policy_key(policy) for policy in policies]
+        return self.evaluate_groups([(policies, samples)], progress)[0]
+
+    def evaluate_groups(
+        self, groups: Sequence[Group], progress: Callable[[int], None] = unheard
+    ) -> list[list[list[SampleResult | None]]]:
+        """The results of each group, as `evaluate` gives them; all groups are asked for at once, so that no worker
+        waits for the end of one."""
+        keyed = [(policies, [policy_key(policy) for policy in policies], samples) for policies, samples in groups]
         self._progress = progress
         self._pool.work_begins()
-        items = self._missing(policies, keys, samples)
+        items = [item for group in keyed for item in self._missing(*group)]
         self._schedule.begin(items)
-        progress(len(policies) * len(samples) - sum(len(item.keys) * len(item.unit.samples) for item in items))
+        wanted = sum(len(policies) * len(samples) for policies, samples in groups)
+        progress(wanted - sum(len(item.keys) * len(item.unit.samples) for item in items))
         try:
             while self._schedule.open:
                 self.cost.copies += self._schedule.hand_out()
@@ -97,8 +105,10 @@ class Dispatcher:
                 self._step()
         finally:
             self._keep()
-        lost = self.journal.quarantined
-        return [[None if ref in lost else self.journal.get(key, ref) for ref in samples] for key in keys]
+        lost, get = self.journal.quarantined, self.journal.get
+        return [
+            [[None if ref in lost else get(key, ref) for ref in samples] for key in keys] for _, keys, samples in keyed
+        ]
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Calls a method of one worker's evaluator; another worker is asked when it is lost on the way.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -27,8 +27,8 @@ def fitness_of(
     rows = [[r for r in results if r.task == task] for task in tasks]
     if not all(rows) or not all(map(finite, results)):
         return float("nan")
-    scales = _scales(spec, tasks, base)
-    means = [np.mean([_measured(r, spec.fitness.measure) for r in row]) for row in rows]
+    scales, weights = _scales(spec, tasks, base), spec.fitness.weights
+    means = [np.mean([_measured(r, weights) for r in row]) for row in rows]
     value = float(np.mean([mean / scale for mean, scale in zip(means, scales, strict=True)]))
     kept = float(np.mean([mean_of(row, "kept") for row in rows]))
     return value - spec.fitness.kept_weight * max(kept - spec.fitness.kept_free, 0.0)
@@ -42,10 +42,11 @@ def contributions(
     Every task must have results. The price of what is kept is linear within a candidate: it is charged to all samples
     or to none.
     """
+    weights = spec.fitness.weights
     scales = dict(zip(tasks, _scales(spec, tasks, base), strict=True))
     counts = {task: sum(r.task == task for r in results) for task in tasks}
     shares = np.array([len(results) / (len(tasks) * counts[r.task]) for r in results])
-    values = np.array([_measured(r, spec.fitness.measure) / scales[r.task] for r in results])
+    values = np.array([_measured(r, weights) / scales[r.task] for r in results])
     beyond = np.array([r.kept for r in results]) - spec.fitness.kept_free
     charged = spec.fitness.kept_weight if (shares * beyond).mean() > 0 else 0.0
     return shares * (values - charged * beyond)
@@ -71,9 +72,14 @@ def _scales(spec: JobSpec, tasks: Sequence[str], base: list[SampleResult] | None
     if not spec.fitness.normalise:
         return [1.0] * len(tasks)
     assert base is not None, "a normalised fitness needs the full cache's results"
-    measure, floor = spec.fitness.measure, spec.fitness.base_floor
-    return [float(np.mean([_measured(r, measure) for r in base if r.task == task])) + floor for task in tasks]
+    weights, floor = spec.fitness.weights, spec.fitness.base_floor
+    return [float(np.mean([_measured(r, weights) for r in base if r.task == task])) + floor for task in tasks]
 
 
-def _measured(result: SampleResult, measure: str) -> float:
-    return math.exp(result.logprob) if measure == "probability" else getattr(result, measure)
+def _measured(result: SampleResult, weights: Mapping[str, float]) -> float:
+    """What a result is worth: the measures' weighted sum."""
+    return sum(weight * _measure(result, name) for name, weight in weights.items())
+
+
+def _measure(result: SampleResult, name: str) -> float:
+    return math.exp(result.logprob) if name == "probability" else getattr(result, name)

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.evolution.budgets import validation_budgets
 from orchestrator.evolution.fitness import fitness_of, mean_of, task_scores
 from orchestrator.evolution.race import FULL, complete, picked
 from orchestrator.paired import paired_interval, plain
 from orchestrator.protocols import Evaluate
 from orchestrator.search.stage_rules import StagePlan
 from orchestrator.spec import JobSpec
-from workers.unit import PolicySpec, SampleRef
+from workers.unit import PolicySpec, SampleRef, SampleResult
 
 LOOKED_AT = 3
 """Policies of a look at validation samples, the full cache among them."""
@@ -32,7 +33,7 @@ def looked_at(
     values = [fitness_of(row, spec, stage.train, base) for row in seen]
     if not np.isfinite(values).any():
         return {}
-    looks = {}
+    looks, sizes = {}, validation_budgets(spec, samples)
     for name, row, value in zip(policies, seen, values, strict=True):
         difference, *interval = paired_interval(np.array([r.score - b.score for r, b in zip(row, base, strict=True)]))
         looks[name] = {
@@ -43,6 +44,8 @@ def looked_at(
             "interval": list(map(plain, interval)),
             "tasks": {task: plain(score) for task, score in task_scores(row, stage.train).items()},
         }
+        if sizes:
+            looks[name]["budgets"] = _by_budget(row, [sizes[samples[place]] for place in usable])
     first = int(np.nanargmax(values))
     chosen = list(policies)[first]
     return {
@@ -56,4 +59,12 @@ def looked_at(
         "validation_interval": looks[chosen]["interval"],
         "validation_looks": looks,
         "validation_base": task_scores(base, stage.train),
+    }
+
+
+def _by_budget(row: list[SampleResult], budgets: list[float]) -> dict[str, float | None]:
+    """Mean score of the samples of each budget, smallest first."""
+    return {
+        f"{size:g}": plain(mean_of([result for result, own in zip(row, budgets, strict=True) if own == size], "score"))
+        for size in sorted(set(budgets))
     }

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from orchestrator.evolution.look import LOOKED_AT
+from orchestrator.evolution.start import LATER
 from orchestrator.protocols import Search
 from orchestrator.search import lookup
 from orchestrator.search.config import SearchConfig
+from orchestrator.search.part import PartSearch
 from orchestrator.search.stage_rules import End, search_of, spent, stalled
 from orchestrator.spec import JobSpec
 
@@ -32,12 +34,22 @@ class Consumed:
 
 class StageRun:
     """Stage `number` (from 0) of a job, from the vector `start` with step size `sigma`; look: evaluations of one look
-    at its validation samples; first: generations told before it."""
+    at its validation samples; first: generations told before it; part: (N,) bool, the numbers that are searched, None
+    for all."""
 
-    def __init__(self, job: JobSpec, number: int, start: np.ndarray, sigma: float, look: int, first: int) -> None:
+    def __init__(
+        self,
+        job: JobSpec,
+        number: int,
+        start: np.ndarray,
+        sigma: float,
+        look: int,
+        first: int,
+        part: np.ndarray | None = None,
+    ) -> None:
         self.job, self.plan, self.number, self.look = job, job.plan[number], number, look
         self.last = number + 1 == len(job.plan)
-        self.start = start
+        self.start, self._part = start, part
         self.end: End | None = None
         """What is over; None: nothing is, or a restart follows."""
         self.next_mean, self.next_sigma = start, sigma
@@ -54,6 +66,8 @@ class StageRun:
             "sigma_start": sigma,
             "restarts": [],
         }
+        if part is not None:
+            self.entry |= {"part": self.plan.part, "searched": int(part.sum())}
         """What a run's result says of the stage, plain JSON values."""
         self._restart, self._best_restart = 0, 0
         self._own_best: float = -np.inf
@@ -104,7 +118,7 @@ class StageRun:
             self.next_mean, self.next_sigma = self.search.mean, self.search.sigma
         if self.end.of == "search":
             self._restart += 1
-            self._begin(self.job.search.sigma0)
+            self._begin(self.plan.sigma0)
             population = self.search.population
             self.entry["restarts"] += [{"generation": generation, "reason": self.end.reason, "population": population}]
             self.end = None
@@ -119,7 +133,12 @@ class StageRun:
             }
 
     def _begin(self, sigma: float) -> None:
-        self.search: Search = lookup.started(replace(self._config(self._restart), sigma0=sigma), self.start)
+        config = replace(self._config(self._restart), sigma0=sigma)
+        self.search: Search
+        if self._part is None:
+            self.search = lookup.started(config, self.start)
+        else:
+            self.search = PartSearch(config, self.start, self._part)
         self._means: list[np.ndarray] = []
         self._own_best, self._own_best_at, self._since_better = -np.inf, 0, 0
 
@@ -151,6 +170,8 @@ class StageRun:
         stage = self.job.plan[number]
         population = search_of(self.job.search, 0, number, stage, restart, self.job.restarts.factor).population
         a_task = (population + 2) * stage.samples + LOOKED_AT * self.job.validation.samples
+        if self.job.start.rule is not None and number > self.number:
+            a_task += LATER * self.job.validation.samples
         another = len(stage.train) * a_task
         return spent(
             self.job.stop, consumed.evaluations + pending + another, consumed.seconds if consumed.timed else None

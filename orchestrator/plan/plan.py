@@ -302,6 +302,8 @@ def _notes(job: JobSpec) -> list[str]:
     if stop:
         rules = ", ".join(f"stop.{name} {value:g}" for name, value in stop.items())
         notes.append(f"it may end earlier: {rules}")
+    if job.start.rule is not None:
+        notes.append(f"start.rule {job.start.rule}: before each stage a look of a few policies at validation samples")
     if job.restarts.count:
         growth = job.restarts.factor**job.restarts.count
         notes.append(f"restarts: up to {job.restarts.count} of a stage, whose population grows up to {growth:g} times")

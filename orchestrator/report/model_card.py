@@ -151,9 +151,11 @@ def _origin(job: JobSpec, result: Mapping[str, Any]) -> str:
         f"- Evolved on {_names(job.train)}; also measured on {_names(job.heldout) or 'no other task'}, which evolution "
         "never saw.",
         f"- {result['generations']} generations of {job.search.population} candidates, seed {result['seed']}, "
-        f"{result['evaluations']:,} evaluations; the best on validation samples was that of generation "
-        f"{result['best_generation']}.",
+        f"{result['evaluations']:,} evaluations; the best on validation samples was "
+        + (f"that of generation {result['best_generation']}." if result["best_generation"] else "the start itself."),
     ]
+    if "start" in result:
+        lines.append(f"- The search started from the rule `{result['start']['rule']}`.")
     return "\n".join(lines)
 
 

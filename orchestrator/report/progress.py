@@ -76,6 +76,15 @@ class Display:
         self._last = time.monotonic()
         self._begin_live()
 
+    def begun(self, start: dict[str, Any]) -> None:
+        """Says which rule the search starts from, and how the others did on validation samples."""
+        others = [
+            f"{rule} {figures['fitness']:.3f}" for rule, figures in start["rules"].items() if rule != start["rule"]
+        ]
+        of = f" (of {', '.join(others)})" if others else ""
+        text = f"start: {start['rule']}, validation fitness {start['validation_fitness']:.3f}{of}"
+        self.console.print(f"[dim]{text}[/dim]", soft_wrap=True)
+
     def progress(self, generation: int, done: int, of: int) -> None:
         """Shows how many results of the current generation have arrived."""
         self._show(f"{generation + 1:>8}/{self._total:<3} {_bar(done, of)} {done}/{of} evaluations")

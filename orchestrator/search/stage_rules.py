@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from namm_core.config import Range, Ranged
 from orchestrator.search.config import SearchConfig
 
 Sigma = Literal["reset", "keep"]
+Part = Literal["all", "linear"]
+Variant = Literal["diagonal", "isotropic", "full"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,19 @@ class StageSpec(Ranged):
     population: Annotated[int | None, Range(least=4)] = None
     """Candidates in a generation; None: `search.population`."""
     sigma: Sigma = "reset"
-    """First step size: `search.sigma0` again, or the one that the stage before ended with."""
+    """First step size: `sigma0` again, or the one that the stage before ended with."""
+    sigma0: Annotated[float | None, Range(above=0)] = None
+    """First step size of this stage; None: `search.sigma0`."""
+    part: Part = "all"
+    """Which numbers are searched: all, or those in which the score is linear (the features' weights and the score's
+    bias); the others stay as they are."""
+    variant: Variant | None = None
+    """Covariance that is learnt, for searches that have the choice; None: `search.variant`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.sigma == "keep" and self.sigma0 is not None:
+            raise ValueError("sigma keep goes on with the last step size: leave sigma0 out")
         if not self.train:
             raise ValueError("train must name at least one task")
         if len(set(self.train)) != len(self.train):
@@ -55,7 +66,13 @@ class StagePlan:
     population: int
     """Candidates in a generation of its first search; a restart's is larger."""
     sigma: Sigma
-    """First step size: `search.sigma0`, or the one that the stage before ended with."""
+    """First step size: `sigma0`, or the one that the stage before ended with."""
+    sigma0: float
+    """Step size of a search that begins with its own."""
+    part: Part
+    """Which numbers are searched."""
+    variant: Variant | None
+    """Covariance that is learnt; None: as in the job's search."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,7 @@ class StopSpec(Ranged):
 class RestartSpec(Ranged):
     """Restarts of a stage's search with a larger population (IPOP; Auger and Hansen, CEC 2005), where `stop.patience`
     or `stop.sigma_below` ended it and the stage has generations left. A restart begins where the stage began, with
-    other random numbers and `search.sigma0`."""
+    other random numbers and the stage's `sigma0`."""
 
     count: Annotated[int, Range(least=0)] = 0
     """Restarts of a stage, at most."""
@@ -97,14 +114,18 @@ class End:
 
 def search_of(base: SearchConfig, seed: int, stage: int, plan: StagePlan, restart: int, growth: float) -> SearchConfig:
     """The configuration of search number `restart` (0: the first one) of stage number `stage`, its step size as in
-    `base`. Raises ValueError for a population that the algorithm cannot ask for."""
+    `base`. Raises ValueError for a population that the algorithm cannot ask for, and for a variant of one that has
+    none."""
     population = round(plan.population * growth**restart)
     if restart:
         population = base.allowed_population(population)
     seed += base.seed
     if stage or restart:  # other numbers in each search, the first one's as in a job without stages
         seed = int(hashlib.sha256(f"{seed} {stage} {restart}".encode()).hexdigest()[:8], 16)
-    return replace(base, population=population, seed=seed)
+    own: dict[str, Any] = {} if plan.variant is None else {"variant": plan.variant}
+    if own and not hasattr(base, "variant"):
+        raise ValueError(f"stages: search.algorithm {base.algorithm} has no variant; leave it out of {plan.name}")
+    return replace(base, population=population, seed=seed, **own)
 
 
 def stalled(stop: StopSpec, sigma: float, since_better: int) -> str | None:

@@ -94,6 +94,10 @@ class Kept(Recorder):
         self.records: list[dict] = []
         self.settled: list[list[SampleRef]] = []
         self.ends: list[tuple[dict, PolicySpec, PolicySpec]] = []
+        self.starts: list[dict] = []
+
+    def begun(self, start):
+        self.starts.append(start)
 
     def told(self, record, settled):
         self.records.append(json.loads(json.dumps(record, allow_nan=False)))
@@ -103,16 +107,21 @@ class Kept(Recorder):
         self.ends.append((entry, best, mean))
 
 
-def problem(evaluate: Evaluate, size: Size = endless) -> Problem:
-    return Problem(evaluate, STATISTICS, len(TARGET), size)
+def problem(evaluate: Evaluate, size: Size = endless, **more) -> Problem:
+    return Problem(evaluate, STATISTICS, len(TARGET), size, **more)
 
 
-def run(spec: JobSpec, evaluate=None, past=(), ends: list | None = None) -> tuple[Evolved, list[dict]]:
-    """What an evolution comes to, and what was told anew; `ends` takes what its stages ended with."""
+def run(
+    spec: JobSpec, evaluate=None, past=(), ends: list | None = None, begun: list | None = None, **more
+) -> tuple[Evolved, list[dict]]:
+    """What an evolution comes to, and what was told anew; `ends` takes what its stages ended with, `begun` what it
+    started from; more: of its `Problem`."""
     kept = Kept()
-    evolved = evolve(spec, problem(evaluate or Noisy()), kept, past)
+    evolved = evolve(spec, problem(evaluate or Noisy(), **more), kept, past)
     if ends is not None:
         ends += kept.ends
+    if begun is not None:
+        begun += kept.starts
     return evolved, kept.records
 
 

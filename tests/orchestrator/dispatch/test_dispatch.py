@@ -126,6 +126,22 @@ def test_what_the_journal_knows_is_not_asked_again(start, expected):
     assert dispatcher.cost.evaluations == 60
 
 
+def test_groups_are_asked_for_at_once_and_come_back_apart(start):
+    dispatcher, arrived = start(WAITING), []
+    groups = [(POLICIES[:3], REFS[:4]), (POLICIES[3:], REFS[2:9]), ([], REFS), (POLICIES[:1], REFS[3:6])]
+    found = dispatcher.evaluate_groups(groups, arrived.append)
+    assert found == [
+        [row[:4] for row in WAITED[:3]],
+        [row[2:9] for row in WAITED[3:]],
+        [],
+        [WAITED[0][3:6]],
+    ]
+    assert sum(arrived) == 3 * 4 + 2 * 7 + 3
+    # One sample of the last group is in the first one, too: it may be computed twice, and counts once.
+    assert dispatcher.cost.evaluations == len(dispatcher.journal) == 3 * 4 + 2 * 7 + 2
+    assert dispatcher.evaluate_groups(groups) == found and len(dispatcher.journal) == 28
+
+
 def test_killed_workers_are_replaced_and_nothing_is_lost(start):
     dispatcher, kill = start(WAITING), Signals(signal.SIGKILL)
     assert dispatcher.evaluate(POLICIES, REFS) == WAITED

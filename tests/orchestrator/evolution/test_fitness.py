@@ -43,13 +43,14 @@ def test_the_guard_for_tiny_bases_is_what_the_settings_say():
     assert fitness_of(rows, normalised(base_floor=0.1), base=bases) == pytest.approx((0.6 / 0.7 + 0.001 / 0.1) / 2)
 
 
+@pytest.mark.parametrize("mix", [None, {"probability": 0.7, "score": 0.3}])
 @pytest.mark.parametrize("measure", ["score", "probability"])
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("free", [0.1, 0.5, 0.9])
-def test_what_samples_add_has_the_fitness_as_its_mean(measure, normalise, free):
+def test_what_samples_add_has_the_fitness_as_its_mean(measure, mix, normalise, free):
     rng = np.random.default_rng(0)
     rows, bases = ([result(t, rng.random(), rng.random()) for t in ("residence", "topic", "topic")] for _ in range(2))
-    spec = job(fitness=FitnessSpec(measure=measure, normalise=normalise, kept_weight=0.7, kept_free=free))
+    spec = job(fitness=FitnessSpec(measure=measure, mix=mix, normalise=normalise, kept_weight=0.7, kept_free=free))
     added = contributions(rows, spec, spec.train, bases)
     assert added.shape == (3,) and added.mean() == pytest.approx(fitness_of(rows, spec, base=bases))
 

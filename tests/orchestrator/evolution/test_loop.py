@@ -155,6 +155,9 @@ def test_fitness_is_what_the_settings_say():
     tasks["probability"] = ((1 + math.exp(-2)) / 2 + math.exp(-1)) / 2
     for measure, expected in tasks.items():
         assert fitness_of(rows, job(fitness=FitnessSpec(measure=measure))) == pytest.approx(expected)
+    mixed = 0.7 * tasks["probability"] + 0.3 * tasks["score"]
+    for mix in ({"probability": 0.7, "score": 0.3}, {"probability": 7, "score": 3}):
+        assert fitness_of(rows, job(fitness=FitnessSpec(mix=mix))) == pytest.approx(mixed)
     priced = FitnessSpec(kept_weight=0.5, kept_free=0.25)
     assert fitness_of(rows, job(fitness=priced)) == pytest.approx(0.75 - 0.5 * (0.75 - 0.25))
     assert fitness_of(rows, job(fitness=FitnessSpec(kept_weight=0.5, kept_free=0.8))) == pytest.approx(0.75)
