@@ -16,9 +16,11 @@ from mlflow import MlflowClient
 from scipy import stats
 
 from namm_core import FeatureStatistics, Namm, NammConfig
-from orchestrator import cli
+from namm_core.config import from_mapping
+from orchestrator import cli, spec
 from orchestrator.evaluation.calibration import LOOKS, TOLERANCE, Calibration
 from orchestrator.evaluation.curve_picture import apart
+from orchestrator.evaluation.curve_spec import EvaluateSpec, checked
 from orchestrator.evaluation.sizes import shifted
 from workers.config import EvaluatorConfig, ModelConfig
 from workers.evaluator import Evaluator
@@ -244,6 +246,21 @@ def test_a_memory_with_a_budget_is_given_each_size(namm, job_file, tmp_path):
     assert again.returncode == 0, errors
     result = loaded(tmp_path / "runs" / "smoke-evaluate")[2]
     assert result["own_kept"] == 0.6 and result["policies"]["namm"]["budget"] == 0.6
+
+
+def test_a_job_for_a_budget_evaluates_a_memory_with_a_threshold_too(job_file, tmp_path):
+    """What a job says of how a memory is evolved says nothing of the memory that is evaluated."""
+    memory = {"selection": "budget", "update_interval": 64, "features": ["age", "key_norm"]}
+    start, sizes = {"rule": "l2"}, {"fitness": {"budgets": [0.2]}, "evaluation": {"budget": 0.2}}
+    job = spec.read(job_file(memory=memory, start=start, **sizes))
+    some_namm().save_pretrained(tmp_path / "saved")
+    found, _ = checked(EvaluateSpec(job, str(tmp_path / "saved"), ()))
+    assert found.job.memory == some_namm().config and found.reference is None
+    Namm(job.memory).save_pretrained(tmp_path / "budget")
+    found, _ = checked(EvaluateSpec(job, str(tmp_path / "budget"), ()))
+    assert found.job.memory == job.memory and found.reference == 0.2
+    again = spec.plain(found)
+    assert from_mapping(EvaluateSpec, again) == found  # as it goes on from its own file
 
 
 def kept_by(evaluator: Evaluator, policy: Namm, row: dict) -> float:
