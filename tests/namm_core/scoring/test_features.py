@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.tiny_models import tiny_llama
 
 from namm_core import MemoryCache, Namm, NammConfig, policies
 from namm_core.protocols import Entries, Held, View
 from namm_core.scoring import rules
 from namm_core.scoring.pooling import pooled
 from namm_core.scoring.together import Features
+from tests.tiny_models import tiny_llama
 
 ALL = (
     "age",
