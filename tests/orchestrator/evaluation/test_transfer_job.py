@@ -48,7 +48,7 @@ def test_a_report_over_two_targets(targets, capsys):
         assert {p["level"] for p in entry["points"]} == {None, 0.5, entry["result"]["own_kept"]}
     assert (targets / "runs/transfer/transfer.png").read_bytes().startswith(b"\x89PNG")
     text = (targets / "runs/transfer/transfer.md").read_text()
-    assert text.count("| `streaming` |") == 2 * 4  # own size of all, sizes, and a point a size
+    assert text.count("| `streaming` |") == 2 * 6  # own size of all, sizes, a point a size, its kinds apart
     store = MlflowClient(f"sqlite:///{targets / 'mlflow.db'}")
     (run,) = store.search_runs([store.get_experiment_by_name("namm").experiment_id], "attributes.run_name = 'transfer'")
     assert run.data.metrics["long/namm/score"] == found["long"]["result"]["policies"]["namm"]["mean"]
