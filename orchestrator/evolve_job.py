@@ -152,9 +152,16 @@ def _problem(
         scorer.num_parameters(memory),
         size,
         together=dispatcher.evaluate_groups,
-        rules={name: rules.start(memory, name) for name in names},
+        rules={name: _of_rule(job, name) for name in names},
         linear=rules.linear_part(memory) if any(stage.part == "linear" for stage in job.plan) else None,
     )
+
+
+def _of_rule(job: JobSpec, rule: str) -> np.ndarray:
+    """(N,) float64: where the search starts that starts from a rule."""
+    theta = rules.start(job.memory, rule)
+    theta[-1] += job.start.bias
+    return theta
 
 
 def _sized(

@@ -49,7 +49,8 @@ class StartSpec:
     """Where the search starts (docs/memory.md 11)."""
 
     bias: float = 0.0
-    """Value of b3 in an otherwise zero theta: 0 is the paper's start, on the boundary; above 0 evicts little."""
+    """Value of b3, the score's bias, in an otherwise zero theta, or beside a rule: 0 is the paper's start, on the
+    boundary; above 0 evicts little. For memories with a threshold."""
     rule: str | None = None
     """A hand-made policy that the memory ranks as in the beginning (`namm_core.scoring.rules`), such as
     `expected_attention`, or `best`, the one that does best on validation samples; None: theta is 0 but for `bias`."""

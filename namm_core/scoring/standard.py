@@ -12,12 +12,12 @@ from namm_core.protocols import Held
 
 TINY = 1e-6
 """Deviations below it count as this: numbers that are all alike tell tokens apart no better than noise does."""
-FARTHEST = 5.0
-"""Deviations beyond which a token lies no farther out: one outlier must not outweigh all else."""
+FAR = 5.0
+"""Deviations beyond which distances count by their logarithm: one outlier must not outweigh all else."""
 
 
 def standardised(values: Tensor, held: Held) -> Tensor:
-    """(rows, kv_heads, keys): values less their mean, over their deviation, within 5 of them on either side.
+    """(rows, kv_heads, keys): values less their mean, over their deviation; farther out than `FAR`, less is more.
 
     Mean and deviation are those of the tokens of a head (or of all heads of a row, where `standardised` of the
     configuration says layer), the first `sinks` left out, which lie apart from all others. What padding gets means
@@ -31,4 +31,6 @@ def standardised(values: Tensor, held: Held) -> Tensor:
     mean = taken.sum(axes, keepdim=True) / count
     centred = torch.where(counted, values - mean, 0.0)
     deviation = ((centred * centred).sum(axes, keepdim=True) / count).sqrt().clamp(min=TINY)
-    return ((values - mean) / deviation).clamp(-FARTHEST, FARTHEST)
+    distance = (values - mean) / deviation
+    beyond = (distance.abs() - FAR).clamp(min=0)
+    return torch.where(beyond > 0, distance.sign() * (FAR + beyond.log1p()), distance)

@@ -66,7 +66,9 @@ def test_numbers_without_a_scale_are_standardised_over_what_is_held(over):
             pool = norms[row, head][places[row, head] >= 3] if over == "head" else norms[row][places[row] >= 3]
             wanted = (norms[row, head] - pool.mean()) / pool.std()
             there = places[row, head] >= 0
-            np.testing.assert_allclose(found[row, head].numpy()[there], wanted[there].clip(-5, 5), atol=1e-4)
+            far = np.abs(wanted) > 5
+            wanted[far] = np.sign(wanted[far]) * (5 + np.log1p(np.abs(wanted[far]) - 5))
+            np.testing.assert_allclose(found[row, head].numpy()[there], wanted[there], atol=1e-4)
 
 
 def test_a_features_numbers_do_not_depend_on_padding_or_batch_mates():
@@ -99,7 +101,8 @@ def test_each_rule_is_a_point_of_the_memorys_space(rule, scorer, over):
     model = tiny_llama()
     names = ("age", "key_norm", "expected_attention", "key_similarity")
     chosen = config(features=names, scorer=scorer, over=over, standardised=over, sinks=4)
-    ids = torch.randint(0, model.config.vocab_size, (1, 4 * INTERVAL + 7), generator=torch.Generator().manual_seed(2))
+    # No token twice: at the first layer their keys' norms would be equal but for rounding.
+    ids = torch.randperm(model.config.vocab_size, generator=torch.Generator().manual_seed(2))[None, : 4 * INTERVAL + 7]
     policy = policies.named(rule)(budget=0.3, update_interval=INTERVAL, over=over, sinks=4)
     memory = Namm(chosen, rules.start(chosen, rule), budget=0.3)
     kept = []
