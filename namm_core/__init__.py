@@ -11,7 +11,7 @@ _HOMES = {
     "BasePolicy": "policy",
     "BaseScorer": "scoring.base_scorer",
     "Budgeted": "policy",
-    "FeatureStatistics": "scoring.statistics",
+    "FeatureStatistics": "statistics",
     "MemoryCache": "cache",
     "Namm": "namm",
     "NammConfig": "config",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from namm_core.config import NammConfig
 from namm_core.rotary import Rotary
-from namm_core.scoring.statistics import FeatureStatistics
+from namm_core.statistics import FeatureStatistics
 from namm_core.text_read import TextRead
 
 State = dict[str, Tensor]

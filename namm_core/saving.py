@@ -15,7 +15,7 @@ from torch import Tensor
 
 from namm_core import sharing
 from namm_core.config import NammConfig, from_mapping
-from namm_core.scoring.statistics import FeatureStatistics
+from namm_core.statistics import FeatureStatistics
 
 
 def write(

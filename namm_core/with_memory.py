@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from namm_core.cache import MemoryCache
 from namm_core.config import NammConfig, from_mapping
 from namm_core.namm import Namm
-from namm_core.scoring.statistics import FeatureStatistics
+from namm_core.statistics import FeatureStatistics
 from namm_core.support import cache_argument
 
 

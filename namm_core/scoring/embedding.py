@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from namm_core.loops import compiled, plain
-from namm_core.scoring.statistics import FeatureStatistics
+from namm_core.statistics import FeatureStatistics
 
 PAPERS = ("age", "spectrum")
 """The features that these are, by name: computed together, in loops where they serve."""
