@@ -74,6 +74,7 @@ cluster-test: setup
 # What the memory costs on a CPU beside the full cache: tokens per CPU-second, memory, where the time goes.
 bench: setup
 	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.real_model --if-fetched
 
 # What handing out the work costs, and what a second worker brings.
 bench-dispatch: setup

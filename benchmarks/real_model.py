@@ -91,6 +91,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--if-fetched", action="store_true", help="no error where the model was not fetched")
     parser.add_argument("--only", default="", help="variants with this in their name, and the full cache")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -98,7 +99,7 @@ def main() -> int:
         model, _ = models.load(ModelConfig(path="smollm2", dtype=options.dtype))
     except ValueError as error:
         print(error, file=sys.stderr)
-        return 2
+        return 0 if options.if_fetched else 2
     print("| tokens | variant | kept | tokens / CPU-s | of the full cache |\n|---:|---|---:|---:|---:|")
     ratios = {}
     for tokens in options.tokens:
