@@ -16,6 +16,7 @@ import click
 
 from namm_core import plugins
 from orchestrator.dispatch.work import WorkFailed
+from workers.masking import masked_text
 
 COMMANDS = "orchestrator.commands"
 """Package of the subcommands: each module has its `command`."""
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         called = error.ctx.command_path if error.ctx else "namm"
         return _refused(f"{error.format_message()} (see {called} --help)")
     except (ValueError, WorkFailed) as error:
-        return _refused(str(error).splitlines()[0])
+        return _refused(str(error))
     except OSError as error:
         if error.errno not in DISK:
             raise
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refused(reason: str) -> int:
-    print(f"namm: {reason}", file=sys.stderr)
+    print(f"namm: {masked_text(reason).splitlines()[0]}", file=sys.stderr)
     return 2
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 import namm_core
 import workers
-from orchestrator import spec
+from orchestrator import addresses, spec
 from orchestrator.evolution.samples import Size, endless, statistics_samples
 from orchestrator.report.progress import Display
 from orchestrator.services.redis_server import prompt_redis
@@ -100,17 +100,19 @@ def opened(
     from workers import models
 
     folder = RUNS / job.name
-    store = store_of(job.mlflow_uri, RUNS)
+    store = store_of(addresses.given(job.mlflow_uri, "mlflow_uri", "MLFLOW_TRACKING_URI"), RUNS)
     check_mlflow(store, RESUME_PATIENCE if resume else 5.0)
+    redis = addresses.given(job.redis_url, "redis_url", "REDIS_URL")
+    storage = addresses.given(job.storage, "storage")
     if not resume and (folder / FILE).exists():
         raise ValueError(f"{folder} exists: continue it with --resume, or choose another name (name=...)")
-    if not resume and job.storage and mirrors.exists(job.storage):
-        raise ValueError(f"{masked_url(job.storage)} holds a run: continue it with --resume, or choose another storage")
+    if not resume and storage and mirrors.exists(storage):
+        raise ValueError(f"{masked_url(storage)} holds a run: continue it with --resume, or choose another storage")
     with ExitStack() as stack:
-        redis_url = stack.enter_context(prompt_redis(job.redis_url, needed=not resume))
+        redis_url = stack.enter_context(prompt_redis(redis, needed=not resume))
         _make_writable(folder)
         stack.enter_context(closing(Lock(folder)))
-        mirror = stack.enter_context(Mirror(folder, job.storage)) if job.storage else None
+        mirror = stack.enter_context(Mirror(folder, storage)) if storage else None
         weights = models.weights_digest(job.model.path, job.model.revision, job.model.gguf)
         journal = stack.enter_context(closing(Journal(folder, purpose + _identity(job, weights))))
         spec.write(settings[1], folder / settings[0])

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from namm_core.config import NammConfig, Range, Ranged, Readable, from_fields, from_mapping
-from orchestrator import plugins
+from orchestrator import addresses, plugins
 from orchestrator.policy_entries import PolicyEntry, policy_entries
 from orchestrator.search import lookup
 from orchestrator.search.config import SearchConfig
@@ -329,8 +329,8 @@ def _inner(at: dict | list, part: str, key: str) -> Any:
 
 
 def write(settings: Any, path: Path) -> None:
-    """Writes a job, or another dataclass of settings, as YAML from which an equal one is read."""
-    files.write(path, yaml.safe_dump(plain(settings), sort_keys=False))
+    """Writes a job, or another dataclass of settings, as YAML from which an equal one is read, but for passwords."""
+    files.write(path, yaml.safe_dump(addresses.kept(plain(settings)), sort_keys=False))
 
 
 def plain(settings: Any) -> Any:

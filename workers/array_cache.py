@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import redis
 
-from workers.masking import masked_url
+from workers.masking import masked_text, masked_url
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class ArrayCache:
             self.failures += 1
             self._retry_at = time.monotonic() + self._retry_every
             if not self.lost:
-                reason = masked_url(f"{type(error).__name__}: {error}")
+                reason = masked_text(f"{type(error).__name__}: {error}")
                 logger.warning("Redis at %s is lost (%s); going on without it", self._label, reason)
             self.lost = True
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,5 +68,5 @@ def _job(config: str, overrides: tuple[str, ...], resume: bool) -> spec.JobSpec:
     if not resume:
         return spec.read(config, list(overrides))
     found = run_folder.job_text(config)
-    job = spec.parse(found.text, found.source, list(overrides))
-    return job if found.storage is None else dataclasses.replace(job, storage=found.storage)
+    kept_at = [] if found.storage is None else [f"storage={json.dumps(found.storage)}"]
+    return spec.parse(found.text, found.source, [*kept_at, *overrides])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import requests
 
+from orchestrator.addresses import check
 from orchestrator.messages import first_line, root_cause
 from workers.masking import masked_url
 
@@ -49,6 +50,7 @@ def check_mlflow(uri: str, patience: float = 5.0) -> None:
     Raises:
         ValueError: one line with the address (credentials masked) and what to do.
     """
+    check(uri, "MLflow", "http://HOST:PORT or sqlite:///PATH/mlflow.db")
     scheme = uri.partition(":")[0]
     if scheme in ("http", "https"):
         _check_server(uri, patience)
