@@ -6,11 +6,13 @@ loads neither Ray nor torch. The exit status is 0; 2 for what the caller can put
 
 from __future__ import annotations
 
+import atexit
 import errno
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -56,10 +58,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def entry() -> None:
+    """The `namm` program. After Ctrl-C it ends at once: torch and Ray take seconds to be taken apart, for nobody."""
+    status = main()
+    if status == INTERRUPTED:
+        atexit._run_exitfuncs()  # Ray's own, and folders that are removed at the end
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def _refused(reason: str) -> int:
     print(f"namm: {masked_text(reason).splitlines()[0]}", file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

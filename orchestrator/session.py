@@ -25,8 +25,9 @@ from orchestrator.services.redis_server import prompt_redis
 from orchestrator.spec import JobSpec
 from orchestrator.storage import files
 from orchestrator.storage import mirror as mirrors
-from orchestrator.storage.journal import FILE, Journal, Lock
+from orchestrator.storage.journal import Journal
 from orchestrator.storage.mirror import Mirror
+from orchestrator.storage.reserved import Reserved
 from orchestrator.storage.run_folder import RUNS
 from orchestrator.tracking.store import check_mlflow, store_of
 from workers.config import EvaluatorConfig
@@ -97,39 +98,48 @@ def opened(
     of the MLflow run; purpose: what the journal's scores and facts depend on besides the job. Raises ValueError, one
     line, for bad input, before anything is written.
     """
+    from orchestrator.dispatch.ray_address import address_of, check_ray
     from workers import models
 
     folder = RUNS / job.name
     store = store_of(addresses.given(job.mlflow_uri, "mlflow_uri", "MLFLOW_TRACKING_URI"), RUNS)
-    check_mlflow(store, RESUME_PATIENCE if resume else 5.0)
     redis = addresses.given(job.redis_url, "redis_url", "REDIS_URL")
     storage = addresses.given(job.storage, "storage")
-    if not resume and (folder / FILE).exists():
-        raise ValueError(f"{folder} exists: continue it with --resume, or choose another name (name=...)")
-    if not resume and storage and mirrors.exists(storage):
+    ray_address = address_of(addresses.given(job.workers.ray_address, "ray_address", "RAY_ADDRESS"))
+    check_mlflow(store, RESUME_PATIENCE if resume else 5.0)
+    check_ray(ray_address)
+    if storage and not resume and mirrors.exists(storage):
         raise ValueError(f"{masked_url(storage)} holds a run: continue it with --resume, or choose another storage")
     with ExitStack() as stack:
         redis_url = stack.enter_context(prompt_redis(redis, needed=not resume))
-        _make_writable(folder)
-        stack.enter_context(closing(Lock(folder)))
-        mirror = stack.enter_context(Mirror(folder, storage)) if storage else None
-        weights = models.weights_digest(job.model.path, job.model.revision, job.model.gguf)
-        journal = stack.enter_context(closing(Journal(folder, purpose + _identity(job, weights))))
-        spec.write(settings[1], folder / settings[0])
+        reserved = stack.enter_context(Reserved(folder, fresh=not resume))
         from orchestrator.dispatch.dispatcher import Dispatcher
         from orchestrator.dispatch.ray_connection import connected
         from orchestrator.dispatch.ray_fleet import RayFleet
-        from orchestrator.tracking.tracker import Tracker
+        from orchestrator.tracking.tracker import Tracker, check_experiment
 
-        display.status("starting Ray and the workers")
-        cpus = None if job.workers.count is None else job.workers.count * job.workers.threads
-        stack.enter_context(connected(job.workers.ray_address, f"namm-{job.name}", cpus))
-        config = evaluator_config(job, redis_url)
-        fleet = stack.enter_context(closing(RayFleet(config, job.workers)))
+        check_experiment(store, job.mlflow_experiment)
+        weights = models.weights_digest(job.model.path, job.model.revision, job.model.gguf)
+
+        def start_ray() -> None:
+            display.status("starting Ray and the workers")
+            cpus = None if job.workers.count is None else job.workers.count * job.workers.threads
+            stack.enter_context(connected(ray_address, f"namm-{job.name}", cpus))
+
+        if not resume:  # nothing of a job that Ray refuses is left at its storage
+            start_ray()
+        mirror = stack.enter_context(Mirror(folder, storage)) if storage else None
+        journal = stack.enter_context(closing(Journal(folder, purpose + _identity(job, weights))))
+        spec.write(settings[1], folder / settings[0])
+        if resume:  # whose journal may be another job's: that is said before anything is started
+            start_ray()
+        fleet = stack.enter_context(closing(RayFleet(evaluator_config(job, redis_url), job.workers)))
         dispatcher = Dispatcher(fleet, job.workers, journal)
         params = dataclasses.asdict(settings[1])
-        tracker = Tracker(store, "namm", job.name, params, tags, run_id=_mlflow_run(folder))
+        tracker = Tracker(store, job.mlflow_experiment, job.name, params, tags, run_id=_mlflow_run(folder))
         files.write_json(folder / "mlflow.json", {"uri": masked_url(store), "run_id": tracker.run_id})
+        reserved.keep()
+        display.begun = True
         finished = False
         try:
             yield Workplace(folder, dispatcher, tracker, mirror)
@@ -183,18 +193,6 @@ def prepare(dispatcher: Dispatcher, samples: Sequence[SampleRef], display: Displ
         display.preparing(done, len(samples))
 
     dispatcher.prepare(samples, count)
-
-
-def _make_writable(folder: Path) -> None:
-    """Makes the run folder. Raises ValueError where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(
-            f"run folder {folder.absolute()} cannot be written ({error.strerror}); start in another folder"
-        ) from None
 
 
 def _identity(job: JobSpec, weights: str) -> str:

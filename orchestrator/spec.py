@@ -29,8 +29,11 @@ from workers.config import ModelConfig, PromptConfig
 
 Kinds = tuple[str, ...]
 
-ELSEWHERE = ("name", "storage", "redis_url", "mlflow_uri", "workers", "plugins")
+ELSEWHERE = ("name", "storage", "redis_url", "mlflow_uri", "mlflow_experiment", "workers", "plugins")
 """Settings of a job that say where things are and decide no number; what plug-ins hold does, wherever they stand."""
+
+LONGEST_NAME = 200
+"""Bytes of a folder's name: file systems take 255, and evaluations add words to a run's name."""
 
 ROWS = ("full", "namm", "oracle", "h2o", "l2", "streaming", "random")
 """Policies of the final table, where a job names none."""
@@ -183,6 +186,8 @@ class JobSpec(Ranged, Readable):
     """Prompt cache; None: REDIS_URL, or a private server."""
     mlflow_uri: str | None = None
     """MLflow store; None: `mlflow.db` in the working folder."""
+    mlflow_experiment: str = "namm"
+    """MLflow experiment that the run belongs to; made where there is none."""
 
     @classmethod
     def from_plain(cls, value: Any, where: str) -> JobSpec:
@@ -200,8 +205,9 @@ class JobSpec(Ranged, Readable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"name must be a plain folder name, not {self.name!r}")
+        _check_folder("name", self.name)
+        if not self.mlflow_experiment.strip() or len(self.mlflow_experiment) > 500:
+            raise ValueError("mlflow_experiment must have 1 to 500 letters; leave it out for namm")
         self._complete_stages()
         if not self.train:
             raise ValueError("train must name at least one task")
@@ -236,7 +242,8 @@ class JobSpec(Ranged, Readable):
                     "(stages.0.generations=...)"
                 )
             for name in names:
-                if "/" in name or name.startswith(".") or names.count(name) > 1:
+                _check_folder("stages: name", name)
+                if names.count(name) > 1:
                     raise ValueError(f"stages: each needs a plain folder name of its own, not {name!r}")
         named = tuple(replace(stage, name=name) for stage, name in zip(self.stages, names, strict=True))
         object.__setattr__(self, "stages", named)  # a frozen dataclass's own way
@@ -286,6 +293,13 @@ class JobSpec(Ranged, Readable):
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _check_folder(what: str, name: str) -> None:
+    if not name or "/" in name or name.startswith(".") or not name.isprintable():
+        raise ValueError(f"{what} must be a plain folder name, not {name!r}")
+    if (size := len(name.encode())) > LONGEST_NAME:
+        raise ValueError(f"{what} has {size} bytes, at most {LONGEST_NAME} are allowed: {name[:20]!r}...")
+
+
 def read(path: str | Path, overrides: list[str] | None = None) -> JobSpec:
     """Reads a job file; overrides: `dotted.key=value`, the value in YAML. Raises ValueError, one line."""
     try:
@@ -315,7 +329,12 @@ def parse(text: str, path: str | Path, overrides: list[str] | None = None) -> Jo
                 raise ValueError(f"{key}: {part} is no group of settings")
         if isinstance(at, list):
             raise ValueError(f"{key}: name a setting of its item {last}, such as {key}.generations")
-        at[last] = yaml.safe_load(value)
+        try:
+            at[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(
+                f"{override!r} is no YAML: put its value in quotes, twice for the shell ('{key}=\"{value}\"')"
+            ) from None
     return from_mapping(JobSpec, said, Path(path).name)
 
 

@@ -59,7 +59,7 @@ def _run(asked: EvaluateSpec, resume: bool) -> None:
     from orchestrator.evaluation import curve_job, curve_tables  # matplotlib
     from orchestrator.report.progress import shown
 
-    with shown(f"namm evaluate --resume {asked.job.name}") as display:
+    with shown(f"namm evaluate --resume {asked.job.name}", begun=resume) as display:
         result, points = curve_job.run(asked, resume, display)
     display.console.print()
     display.console.print(curve_tables.table(result, points))

@@ -44,7 +44,7 @@ def _run(config: str, overrides: tuple[str, ...], resume: bool) -> None:
     from orchestrator.report.progress import shown
 
     job = _job(config, overrides, resume)
-    with shown(f"namm evolve --resume {job.name}") as display:
+    with shown(f"namm evolve --resume {job.name}", begun=resume) as display:
         result = run(job, resume, display)
     folder = run_folder.RUNS / job.name
     display.console.print(tables.table(result))

@@ -56,6 +56,17 @@ def in_use(folder: Path) -> bool:
     return False
 
 
+def unused(folder: Path) -> bool:
+    """Whether the run folder has no journal, or one in which nothing was recorded yet: whose job never began."""
+    try:
+        with (folder / FILE).open("rb") as journal:
+            return all(line[9:].startswith(b'{"job": ') for line in journal)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
 class Lock:
     """Reserves a run folder for one live job, until closed. Raises ValueError when another live job has it."""
 
