@@ -55,7 +55,7 @@ def read(path: str | Path) -> tuple[NammConfig, Tensor, FeatureStatistics | None
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no saved NAMM: {name} is missing")
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text("utf-8"))
         config.pop("model_type", None)
         tensors = load_file(folder / "model.safetensors")
     except Exception as error:  # json and safetensors each have error types of their own

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import io
 import logging
 import os
 import sys
@@ -40,6 +41,9 @@ class Subcommands(click.Group):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the `namm` command; returns the exit status."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal has the letters of a table or of a task's name
+            stream.reconfigure(errors="replace")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     namm = Subcommands("namm", help="Evolve, evaluate and look at NAMMs.", no_args_is_help=False)
     try:

@@ -212,6 +212,6 @@ def _identity(job: JobSpec, weights: str) -> str:
 def _mlflow_run(folder: Path) -> str | None:
     """The MLflow run that the job had before; None where there is none."""
     try:
-        return json.loads((folder / "mlflow.json").read_text())["run_id"]
+        return json.loads((folder / "mlflow.json").read_text("utf-8"))["run_id"]
     except (OSError, ValueError, KeyError):
         return None

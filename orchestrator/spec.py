@@ -231,6 +231,8 @@ class JobSpec(Ranged, Readable):
     def _complete_stages(self) -> None:
         """Fills in what follows from the stages: their names, `train` and `generations`."""
         names = [stage.name or f"stage{i}" for i, stage in enumerate(self.stages, 1)]
+        for name in names:
+            _check_folder("stages: name", name)
         train = tuple(dict.fromkeys(task for stage in self.stages for task in stage.train)) or self.train
         generations = sum(stage.generations for stage in self.stages) or 30
         if self.stages:
@@ -242,7 +244,6 @@ class JobSpec(Ranged, Readable):
                     "(stages.0.generations=...)"
                 )
             for name in names:
-                _check_folder("stages: name", name)
                 if names.count(name) > 1:
                     raise ValueError(f"stages: each needs a plain folder name of its own, not {name!r}")
         named = tuple(replace(stage, name=name) for stage, name in zip(self.stages, names, strict=True))
@@ -303,9 +304,11 @@ def _check_folder(what: str, name: str) -> None:
 def read(path: str | Path, overrides: list[str] | None = None) -> JobSpec:
     """Reads a job file; overrides: `dotted.key=value`, the value in YAML. Raises ValueError, one line."""
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text("utf-8")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not text in UTF-8 (byte {error.start})") from None
     return parse(text, path, overrides)
 
 

@@ -16,7 +16,7 @@ _SCHEMES = frozenset(
     "adl ftp sftp ssh smb hdfs webhdfs webdav webdavs dropbox oci oss".split()
 )
 """Shown where nothing else of an address is; an unknown one may be a piece of a password."""
-_FILES = ("sqlite:///", "file:///", "local:///", "unix:///")
+_FILES = ("sqlite:///", "sqlite+pysqlite:///", "file:///", "local:///", "unix:///")
 """Addresses that begin like this name a file, and have credentials in no place but their options."""
 _HOST = r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _SAFE = r"(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})"  # RFC 3986: pchar without @

@@ -91,7 +91,7 @@ def _asked(
 
 def _read(path: Path) -> EvaluateSpec:
     try:
-        plain: Any = yaml.safe_load(path.read_text())
+        plain: Any = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
     return from_mapping(EvaluateSpec, plain, str(path))

@@ -59,7 +59,7 @@ def _plan(config: str, overrides: tuple[str, ...], resume: bool, assumed: dict[s
     if resume and "://" not in config:
         config = str(run_folder.job_file(config))
     job = spec.read(config, list(overrides))
-    made = plan(job, Path(config).read_text(), list(overrides), Assumed(**assumed))
+    made = plan(job, Path(config).read_text("utf-8"), list(overrides), Assumed(**assumed))
     Console(width=page.WIDTH).print(page.page(made))
 
 

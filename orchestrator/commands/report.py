@@ -21,7 +21,7 @@ def command(run: str, markdown: bool) -> None:
     """Prints the table of a finished RUN: an evolution or an evaluation, by name or folder."""
     points = None
     if (folder := _evaluation(run)) is not None:
-        points = json.loads((folder / "curve.json").read_text())
+        points = json.loads((folder / "curve.json").read_text("utf-8"))
     result = _result(folder or run_folder.find(run))
     if markdown:
         print(tables.markdown(result) if points is None else curve_tables.markdown(result, points))
@@ -37,6 +37,6 @@ def _evaluation(name: str) -> Path | None:
 
 def _result(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "result.json").read_text())
+        return json.loads((folder / "result.json").read_text("utf-8"))
     except OSError:
         raise ValueError(f"{folder} has no result yet; finish it: namm evolve --resume {folder.name}") from None
