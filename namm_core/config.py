@@ -207,7 +207,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if type(value) is hint:
         return value
     if hint is str and isinstance(value, bool | int | float | datetime.date):
-        raise ValueError(f"{where}: expected text, found {value!r}, as YAML reads it: put the text in quotes, twice for a shell")
+        raise ValueError(
+            f"{where}: expected text, found {value!r}, as YAML reads it: put the text in quotes, twice for a shell"
+        )
     raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")
 
 

@@ -62,10 +62,13 @@ def unpack(key: str, value: bytes) -> np.ndarray:
     body, digest = value[:-_DIGEST], value[-_DIGEST:]
     if not body.startswith(_MAGIC) or digest != _digest(key, body):
         raise ValueError(f"{len(value)} bytes are not an intact array of this key")
-    code, ndim = struct.unpack_from("<BB", body, len(_MAGIC))
-    shape = struct.unpack_from(f"<{ndim}Q", body, len(_MAGIC) + 2)
-    payload = np.frombuffer(body, dtype=_DTYPES[code], offset=len(_MAGIC) + 2 + 8 * ndim)
-    return payload.reshape(shape).astype(payload.dtype.newbyteorder("="))
+    try:
+        code, ndim = struct.unpack_from("<BB", body, len(_MAGIC))
+        shape = struct.unpack_from(f"<{ndim}Q", body, len(_MAGIC) + 2)
+        payload = np.frombuffer(body, dtype=_DTYPES[code], offset=len(_MAGIC) + 2 + 8 * ndim)
+        return payload.reshape(shape).astype(payload.dtype.newbyteorder("="))
+    except (struct.error, KeyError, TypeError, OverflowError, ValueError):  # whoever may write there can sign it
+        raise ValueError(f"{len(value)} bytes say that they are an array, and are none") from None
 
 
 def _digest(key: str, body: bytes) -> bytes:

@@ -6,6 +6,12 @@ import random
 import re
 from dataclasses import dataclass
 
+from orchestrator import addresses
+from orchestrator.messages import first_line
+from orchestrator.tracking.redaction import without_secrets
+from tests.fuzz.running import refused
+from workers.masking import masked_url
+
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ23456789jkqvxz"  # no word of a message
 _BETWEEN = [
     "/",
@@ -69,3 +75,23 @@ def draw(rng: random.Random) -> Secret:
         scheme = ""
     address = f"{scheme}{user}:{password}" + (f"@{rng.choice(_ENDS)}" if host else "")
     return Secret(address, tuple(words))
+
+
+class Inputs:
+    """Addresses with a password, in messages and records; the well-formed ones are accepted and shown without it."""
+
+    def one(self, rng: random.Random) -> bool:
+        """See `running.Kind`."""
+        secret = draw(rng)
+        said = [masked_url(secret.address), first_line(OSError(f"cannot connect to {secret.address}: refused"))]
+        said.append(str(without_secrets({"redis_url": secret.address, "a": {"b": [f"at {secret.address}"]}})))
+        said.append(str(addresses.kept({"storage": secret.address})))
+        try:
+            addresses.check(secret.address, "Redis", "redis://HOST:PORT/0")
+            accepted = True
+        except ValueError as error:
+            accepted = refused(error)
+            said.append(str(error))
+        for text in said:
+            assert not secret.shown_in(text), f"{secret.address!r} is shown as {text!r}"
+        return accepted
