@@ -55,12 +55,15 @@ def _run(config: str, overrides: tuple[str, ...], resume: bool) -> None:
 def _plan(config: str, overrides: tuple[str, ...], resume: bool, assumed: dict[str, Any]) -> None:
     from orchestrator.plan import page
     from orchestrator.plan.plan import Assumed, plan
+    from orchestrator.services import upload
 
     if resume and "://" not in config:
         config = str(run_folder.job_file(config))
     job = spec.read(config, list(overrides))
     made = plan(job, Path(config).read_text("utf-8"), list(overrides), Assumed(**assumed))
     Console(width=page.WIDTH).print(page.page(made))
+    if warning := upload.too_much(Path.cwd()):
+        print(warning)
 
 
 def _job(config: str, overrides: tuple[str, ...], resume: bool) -> spec.JobSpec:
