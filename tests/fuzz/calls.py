@@ -103,7 +103,8 @@ class _Life:
         logits = self._called(fed, extra)
         assert logits.isfinite().all()
         if fed is not ids or (given is not None and not torch.equal(given.bool().long(), mask)):
-            raise ValueError("not comparable")  # accepted, and another text than this one knows of
+            self.ids, self.mask, self.whole = None, None, False  # accepted, and another text than this one knows of
+            return
         if self.whole:
             self._compare(whole, mask, logits, length, new)
         self.ids, self.mask = whole, mask
@@ -141,6 +142,8 @@ class _Life:
         options = {} if mask is None or mask.shape != prompt.shape else {"attention_mask": mask}
         out = self.model.generate(prompt, max_new_tokens=3, do_sample=False, **options, **{CACHE: self.cache})
         assert out.shape == (len(prompt), prompt.shape[1] + 3)
+        if options and not bool(mask.all()):
+            self.whole = False  # `generate` counts places without padding, a call with it
         self.ids = out[:, :-1]
         self.mask = (
             torch.ones_like(self.ids)

@@ -202,11 +202,11 @@ def test_a_terminal_of_any_encoding_shows_the_table(namm, tmp_path, smoke, termi
     (folder / "result.json").write_text(json.dumps(result, ensure_ascii=False), "utf-8")
     env = {"PYTHONIOENCODING": terminal, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     process = namm("runs", env=env, encoding=terminal)
-    printed, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert ("первый" if terminal == "utf-8" else "??????") in printed and "0.500" in printed
     process = namm("evolve", "runs/первый/job.yaml", "--dry-run", env=env, encoding=terminal)
-    printed, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and "Plan of " in printed, errors
 
 
