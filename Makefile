@@ -11,6 +11,8 @@ TORCH_INDEX ?=
 PYTEST_ARGS ?=
 # For instance --seed 1 --folder build/chaos, or --small.
 CHAOS_ARGS ?=
+# For instance --seconds 60 --seed 1, or --kind jobs --only 17.
+FUZZ_ARGS ?=
 # For instance --quick.
 BENCH_ARGS ?=
 
@@ -19,7 +21,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: evolve resume evaluate transfer real inspect headline model test chaos cluster-test bench bench-dispatch bench-memory bench-kernel lint architecture setup ui report clean
+.PHONY: evolve resume evaluate transfer real inspect headline model test fuzz chaos cluster-test bench bench-dispatch bench-memory bench-kernel lint architecture setup ui report clean
 
 evolve: setup
 	$(BIN)/namm evolve $(CONFIG)
@@ -66,6 +68,10 @@ test: setup
 # A job killed at from all sides against the same job left alone; within 20 minutes on two cores.
 chaos: setup
 	$(BIN)/python -m tests.system.chaos $(CHAOS_ARGS)
+
+# Random damage to all that is read from outside: no traceback, no hang, no secret, no wrong answer; 15 minutes.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 # A real cluster on this machine, in network namespaces; needs root, says so where it is not.
 cluster-test: setup

@@ -6,6 +6,7 @@ Knows nothing of tensors, tasks, models or files.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import math
 import types
@@ -228,6 +229,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return int(value)
     if type(value) is hint:
         return value
+    if hint is str and isinstance(value, bool | int | float | datetime.date):
+        raise ValueError(
+            f"{where}: expected text, found {value!r}, as YAML reads it: put the text in quotes, twice for a shell"
+        )
     raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")
 
 

@@ -55,7 +55,7 @@ def read(path: str | Path) -> tuple[NammConfig, Tensor, FeatureStatistics | None
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no saved NAMM: {name} is missing")
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text("utf-8"))
         config.pop("model_type", None)
         tensors = load_file(folder / "model.safetensors")
     except Exception as error:  # json and safetensors each have error types of their own
@@ -63,8 +63,14 @@ def read(path: str | Path) -> tuple[NammConfig, Tensor, FeatureStatistics | None
     if "theta" not in tensors:
         raise ValueError(f"{folder}/model.safetensors holds no tensor named theta")
     try:
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+                raise ValueError(f"model.safetensors: {name} holds what is no finite number")
         statistics = None
         if "statistics.mean" in tensors:
+            for name in ("statistics.var", "statistics.count"):
+                if name not in tensors:
+                    raise ValueError(f"model.safetensors holds no tensor named {name}")
             count = float(tensors["statistics.count"])
             statistics = FeatureStatistics(tensors["statistics.mean"], tensors["statistics.var"], count)
         return from_mapping(NammConfig, config, f"{folder}/config.json"), tensors["theta"], statistics

@@ -123,7 +123,7 @@ def _closure(entrances: tuple[str, ...]) -> dict[str, str]:
     while waiting:
         name = waiting.pop()
         if name not in found:
-            found[name] = _file(name).read_text()
+            found[name] = _file(name).read_text("utf-8")
             waiting += [module for _, meant in _imports(found[name]) for module, _ in meant]
     return found
 

@@ -6,16 +6,20 @@ loads neither Ray nor torch. The exit status is 0; 2 for what the caller can put
 
 from __future__ import annotations
 
+import atexit
 import errno
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
 from namm_core import plugins
 from orchestrator.dispatch.work import WorkFailed
+from workers.masking import masked_text
 
 COMMANDS = "orchestrator.commands"
 """Package of the subcommands: each module has its `command`."""
@@ -37,6 +41,9 @@ class Subcommands(click.Group):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the `namm` command; returns the exit status."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal has the letters of a table or of a task's name
+            stream.reconfigure(errors="replace")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     namm = Subcommands("namm", help="Evolve, evaluate and look at NAMMs.", no_args_is_help=False)
     try:
@@ -45,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         called = error.ctx.command_path if error.ctx else "namm"
         return _refused(f"{error.format_message()} (see {called} --help)")
     except (ValueError, WorkFailed) as error:
-        return _refused(str(error).splitlines()[0])
+        return _refused(str(error))
     except OSError as error:
         if error.errno not in DISK:
             raise
@@ -55,10 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def entry() -> None:
+    """The `namm` program. After Ctrl-C it ends at once: torch and Ray take seconds to be taken apart, for nobody."""
+    status = main()
+    if status == INTERRUPTED:
+        atexit._run_exitfuncs()  # Ray's own, and folders that are removed at the end
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def _refused(reason: str) -> int:
-    print(f"namm: {reason}", file=sys.stderr)
+    print(f"namm: {masked_text(reason).splitlines()[0]}", file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

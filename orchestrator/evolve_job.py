@@ -102,7 +102,7 @@ class RunRecorder(Recorder):
 
     def begun(self, start: dict[str, Any]) -> None:
         """Shows which rule the search starts from."""
-        self.display.begun(start)
+        self.display.start_rule(start)
 
     def progress(self, generation: int, done: int, of: int) -> None:
         """Shows how far a generation is."""

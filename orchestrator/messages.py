@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.masking import masked_url
+from workers.masking import masked_text
 
 LONGEST = 300
 """Characters of a foreign error's text that are worth a person's time."""
@@ -10,7 +10,7 @@ LONGEST = 300
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its class where it has none."""
-    return masked_url(str(error).partition("\n")[0])[:LONGEST] or type(error).__name__
+    return masked_text(str(error).partition("\n")[0])[:LONGEST] or type(error).__name__
 
 
 def root_cause(error: BaseException) -> str:

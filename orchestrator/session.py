@@ -18,15 +18,16 @@ import numpy as np
 
 import namm_core
 import workers
-from orchestrator import spec
+from orchestrator import addresses, spec
 from orchestrator.evolution.samples import Size, endless, statistics_samples
 from orchestrator.report.progress import Display
 from orchestrator.services.redis_server import prompt_redis
 from orchestrator.spec import JobSpec
 from orchestrator.storage import files
 from orchestrator.storage import mirror as mirrors
-from orchestrator.storage.journal import FILE, Journal, Lock
+from orchestrator.storage.journal import Journal
 from orchestrator.storage.mirror import Mirror
+from orchestrator.storage.reserved import Reserved
 from orchestrator.storage.run_folder import RUNS
 from orchestrator.tracking.store import check_mlflow, store_of
 from workers.config import EvaluatorConfig
@@ -97,37 +98,48 @@ def opened(
     of the MLflow run; purpose: what the journal's scores and facts depend on besides the job. Raises ValueError, one
     line, for bad input, before anything is written.
     """
+    from orchestrator.dispatch.ray_address import address_of, check_ray
     from workers import models
 
     folder = RUNS / job.name
-    store = store_of(job.mlflow_uri, RUNS)
+    store = store_of(addresses.given(job.mlflow_uri, "mlflow_uri", "MLFLOW_TRACKING_URI"), RUNS)
+    redis = addresses.given(job.redis_url, "redis_url", "REDIS_URL")
+    storage = addresses.given(job.storage, "storage")
+    ray_address = address_of(addresses.given(job.workers.ray_address, "ray_address", "RAY_ADDRESS"))
     check_mlflow(store, RESUME_PATIENCE if resume else 5.0)
-    if not resume and (folder / FILE).exists():
-        raise ValueError(f"{folder} exists: continue it with --resume, or choose another name (name=...)")
-    if not resume and job.storage and mirrors.exists(job.storage):
-        raise ValueError(f"{masked_url(job.storage)} holds a run: continue it with --resume, or choose another storage")
+    check_ray(ray_address)
+    if storage and not resume and mirrors.exists(storage):
+        raise ValueError(f"{masked_url(storage)} holds a run: continue it with --resume, or choose another storage")
     with ExitStack() as stack:
-        redis_url = stack.enter_context(prompt_redis(job.redis_url, needed=not resume))
-        _make_writable(folder)
-        stack.enter_context(closing(Lock(folder)))
-        mirror = stack.enter_context(Mirror(folder, job.storage)) if job.storage else None
-        weights = models.weights_digest(job.model.path, job.model.revision, job.model.gguf)
-        journal = stack.enter_context(closing(Journal(folder, purpose + _identity(job, weights))))
-        spec.write(settings[1], folder / settings[0])
+        redis_url = stack.enter_context(prompt_redis(redis, needed=not resume))
+        reserved = stack.enter_context(Reserved(folder, fresh=not resume))
         from orchestrator.dispatch.dispatcher import Dispatcher
         from orchestrator.dispatch.ray_connection import connected
         from orchestrator.dispatch.ray_fleet import RayFleet
-        from orchestrator.tracking.tracker import Tracker
+        from orchestrator.tracking.tracker import Tracker, check_experiment
 
-        display.status("starting Ray and the workers")
-        cpus = None if job.workers.count is None else job.workers.count * job.workers.threads
-        stack.enter_context(connected(job.workers.ray_address, f"namm-{job.name}", cpus))
-        config = evaluator_config(job, redis_url)
-        fleet = stack.enter_context(closing(RayFleet(config, job.workers)))
+        check_experiment(store, job.mlflow_experiment)
+        weights = models.weights_digest(job.model.path, job.model.revision, job.model.gguf)
+
+        def start_ray() -> None:
+            display.status("starting Ray and the workers")
+            cpus = None if job.workers.count is None else job.workers.count * job.workers.threads
+            stack.enter_context(connected(ray_address, f"namm-{job.name}", cpus))
+
+        if not resume:  # nothing of a job that Ray refuses is left at its storage
+            start_ray()
+        mirror = stack.enter_context(Mirror(folder, storage)) if storage else None
+        journal = stack.enter_context(closing(Journal(folder, purpose + _identity(job, weights))))
+        spec.write(settings[1], folder / settings[0])
+        if resume:  # whose journal may be another job's: that is said before anything is started
+            start_ray()
+        fleet = stack.enter_context(closing(RayFleet(evaluator_config(job, redis_url), job.workers)))
         dispatcher = Dispatcher(fleet, job.workers, journal)
         params = dataclasses.asdict(settings[1])
-        tracker = Tracker(store, "namm", job.name, params, tags, run_id=_mlflow_run(folder))
+        tracker = Tracker(store, job.mlflow_experiment, job.name, params, tags, run_id=_mlflow_run(folder))
         files.write_json(folder / "mlflow.json", {"uri": masked_url(store), "run_id": tracker.run_id})
+        reserved.keep()
+        display.begun = True
         finished = False
         try:
             yield Workplace(folder, dispatcher, tracker, mirror)
@@ -183,18 +195,6 @@ def prepare(dispatcher: Dispatcher, samples: Sequence[SampleRef], display: Displ
     dispatcher.prepare(samples, count)
 
 
-def _make_writable(folder: Path) -> None:
-    """Makes the run folder. Raises ValueError where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(
-            f"run folder {folder.absolute()} cannot be written ({error.strerror}); start in another folder"
-        ) from None
-
-
 def _identity(job: JobSpec, weights: str) -> str:
     """What a journal's scores depend on: configuration, weights, the tasks' data, and code, plug-ins' included."""
     code = hashlib.sha256()
@@ -212,6 +212,6 @@ def _identity(job: JobSpec, weights: str) -> str:
 def _mlflow_run(folder: Path) -> str | None:
     """The MLflow run that the job had before; None where there is none."""
     try:
-        return json.loads((folder / "mlflow.json").read_text())["run_id"]
+        return json.loads((folder / "mlflow.json").read_text("utf-8"))["run_id"]
     except (OSError, ValueError, KeyError):
         return None

@@ -19,7 +19,7 @@ import yaml
 
 from namm_core.config import NammConfig, Range, Ranged, Readable, from_fields, from_mapping
 from namm_core.scoring import rules
-from orchestrator import plugins
+from orchestrator import addresses, plugins
 from orchestrator.fitness_spec import BUDGETS, FitnessSpec
 from orchestrator.policy_entries import PolicyEntry, policy_entries
 from orchestrator.search import lookup
@@ -31,7 +31,7 @@ from workers.config import ModelConfig, PromptConfig
 
 Kinds = tuple[str, ...]
 
-ELSEWHERE = ("name", "storage", "redis_url", "mlflow_uri", "workers", "plugins")
+ELSEWHERE = ("name", "storage", "redis_url", "mlflow_uri", "mlflow_experiment", "workers", "plugins")
 """Settings of a job that say where things are and decide no number; what plug-ins hold does, wherever they stand."""
 
 TABLE_BUDGET = 0.3
@@ -39,6 +39,9 @@ TABLE_BUDGET = 0.3
 
 BEST = "best"
 """The start that is the best rule on validation samples."""
+
+LONGEST_NAME = 200
+"""Bytes of a folder's name: file systems take 255, and evaluations add words to a run's name."""
 
 ROWS = ("full", "namm", "oracle", "h2o", "l2", "streaming", "random")
 """Policies of the final table, where a job names none."""
@@ -175,6 +178,8 @@ class JobSpec(Ranged, Readable):
     """Prompt cache; None: REDIS_URL, or a private server."""
     mlflow_uri: str | None = None
     """MLflow store; None: `mlflow.db` in the working folder."""
+    mlflow_experiment: str = "namm"
+    """MLflow experiment that the run belongs to; made where there is none."""
 
     @classmethod
     def from_plain(cls, value: Any, where: str) -> JobSpec:
@@ -192,8 +197,9 @@ class JobSpec(Ranged, Readable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"name must be a plain folder name, not {self.name!r}")
+        _check_folder("name", self.name)
+        if not self.mlflow_experiment.strip() or len(self.mlflow_experiment) > 500:
+            raise ValueError("mlflow_experiment must have 1 to 500 letters; leave it out for namm")
         self._complete_stages()
         self._complete_budgets()
         self._check_rule()
@@ -214,6 +220,8 @@ class JobSpec(Ranged, Readable):
     def _complete_stages(self) -> None:
         """Fills in what follows from the stages: their names, `train` and `generations`."""
         names = [stage.name or f"stage{i}" for i, stage in enumerate(self.stages, 1)]
+        for name in names:
+            _check_folder("stages: name", name)
         train = tuple(dict.fromkeys(task for stage in self.stages for task in stage.train)) or self.train
         generations = sum(stage.generations for stage in self.stages) or 30
         if self.stages:
@@ -225,7 +233,7 @@ class JobSpec(Ranged, Readable):
                     "(stages.0.generations=...)"
                 )
             for name in names:
-                if "/" in name or name.startswith(".") or names.count(name) > 1:
+                if names.count(name) > 1:
                     raise ValueError(f"stages: each needs a plain folder name of its own, not {name!r}")
         named = tuple(replace(stage, name=name) for stage, name in zip(self.stages, names, strict=True))
         object.__setattr__(self, "stages", named)  # a frozen dataclass's own way
@@ -310,12 +318,21 @@ class JobSpec(Ranged, Readable):
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _check_folder(what: str, name: str) -> None:
+    if not name or "/" in name or name.startswith(".") or not name.isprintable():
+        raise ValueError(f"{what} must be a plain folder name, not {name!r}")
+    if (size := len(name.encode())) > LONGEST_NAME:
+        raise ValueError(f"{what} has {size} bytes, at most {LONGEST_NAME} are allowed: {name[:20]!r}...")
+
+
 def read(path: str | Path, overrides: list[str] | None = None) -> JobSpec:
     """Reads a job file; overrides: `dotted.key=value`, the value in YAML. Raises ValueError, one line."""
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text("utf-8")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not text in UTF-8 (byte {error.start})") from None
     return parse(text, path, overrides)
 
 
@@ -339,7 +356,12 @@ def parse(text: str, path: str | Path, overrides: list[str] | None = None) -> Jo
                 raise ValueError(f"{key}: {part} is no group of settings")
         if isinstance(at, list):
             raise ValueError(f"{key}: name a setting of its item {last}, such as {key}.generations")
-        at[last] = yaml.safe_load(value)
+        try:
+            at[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(
+                f"{override!r} is no YAML: put its value in quotes, twice for the shell ('{key}=\"{value}\"')"
+            ) from None
     return from_mapping(JobSpec, said, Path(path).name)
 
 
@@ -353,8 +375,8 @@ def _inner(at: dict | list, part: str, key: str) -> Any:
 
 
 def write(settings: Any, path: Path) -> None:
-    """Writes a job, or another dataclass of settings, as YAML from which an equal one is read."""
-    files.write(path, yaml.safe_dump(plain(settings), sort_keys=False))
+    """Writes a job, or another dataclass of settings, as YAML from which an equal one is read, but for passwords."""
+    files.write(path, yaml.safe_dump(addresses.kept(plain(settings)), sort_keys=False))
 
 
 def plain(settings: Any) -> Any:

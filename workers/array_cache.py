@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import redis
 
-from workers.masking import masked_url
+from workers.masking import masked_text, masked_url
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +62,13 @@ def unpack(key: str, value: bytes) -> np.ndarray:
     body, digest = value[:-_DIGEST], value[-_DIGEST:]
     if not body.startswith(_MAGIC) or digest != _digest(key, body):
         raise ValueError(f"{len(value)} bytes are not an intact array of this key")
-    code, ndim = struct.unpack_from("<BB", body, len(_MAGIC))
-    shape = struct.unpack_from(f"<{ndim}Q", body, len(_MAGIC) + 2)
-    payload = np.frombuffer(body, dtype=_DTYPES[code], offset=len(_MAGIC) + 2 + 8 * ndim)
-    return payload.reshape(shape).astype(payload.dtype.newbyteorder("="))
+    try:
+        code, ndim = struct.unpack_from("<BB", body, len(_MAGIC))
+        shape = struct.unpack_from(f"<{ndim}Q", body, len(_MAGIC) + 2)
+        payload = np.frombuffer(body, dtype=_DTYPES[code], offset=len(_MAGIC) + 2 + 8 * ndim)
+        return payload.reshape(shape).astype(payload.dtype.newbyteorder("="))
+    except (struct.error, KeyError, TypeError, OverflowError, ValueError):  # whoever may write there can sign it
+        raise ValueError(f"{len(value)} bytes say that they are an array, and are none") from None
 
 
 def _digest(key: str, body: bytes) -> bytes:
@@ -177,7 +180,7 @@ class ArrayCache:
             self.failures += 1
             self._retry_at = time.monotonic() + self._retry_every
             if not self.lost:
-                reason = masked_url(f"{type(error).__name__}: {error}")
+                reason = masked_text(f"{type(error).__name__}: {error}")
                 logger.warning("Redis at %s is lost (%s); going on without it", self._label, reason)
             self.lost = True
             return None

@@ -144,7 +144,7 @@ def fetched(name: str) -> Found | None:
     """A model that was fetched, or None."""
     file = folder(name) / ORIGIN
     try:
-        plain = json.loads(file.read_text())
+        plain = json.loads(file.read_text("utf-8"))
         found = Found(**plain)
     except FileNotFoundError:
         return None

@@ -305,7 +305,7 @@ def _read(folder: Path, config: ModelConfig) -> tuple[PreTrainedConfig, Tokenize
 
 def _json(file: Path) -> dict:
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from None
     if not isinstance(found, dict):

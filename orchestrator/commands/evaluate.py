@@ -68,7 +68,7 @@ def _run(asked: EvaluateSpec, resume: bool) -> None:
     from orchestrator.evaluation import curve_job, curve_tables  # matplotlib
     from orchestrator.report.progress import shown
 
-    with shown(f"namm evaluate --resume {asked.job.name}") as display:
+    with shown(f"namm evaluate --resume {asked.job.name}", begun=resume) as display:
         result, points = curve_job.run(asked, resume, display)
     display.console.print()
     display.console.print(curve_tables.table(result, points))
@@ -100,7 +100,7 @@ def _asked(
 
 def _read(path: Path) -> EvaluateSpec:
     try:
-        plain: Any = yaml.safe_load(path.read_text())
+        plain: Any = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
     return from_mapping(EvaluateSpec, plain, str(path))

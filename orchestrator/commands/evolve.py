@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def _run(config: str, overrides: tuple[str, ...], resume: bool) -> None:
     from orchestrator.report.progress import shown
 
     job = _job(config, overrides, resume)
-    with shown(f"namm evolve --resume {job.name}") as display:
+    with shown(f"namm evolve --resume {job.name}", begun=resume) as display:
         result = run(job, resume, display)
     folder = run_folder.RUNS / job.name
     display.console.print(tables.table(result))
@@ -55,12 +55,15 @@ def _run(config: str, overrides: tuple[str, ...], resume: bool) -> None:
 def _plan(config: str, overrides: tuple[str, ...], resume: bool, assumed: dict[str, Any]) -> None:
     from orchestrator.plan import page
     from orchestrator.plan.plan import Assumed, plan
+    from orchestrator.services import upload
 
     if resume and "://" not in config:
         config = str(run_folder.job_file(config))
     job = spec.read(config, list(overrides))
-    made = plan(job, Path(config).read_text(), list(overrides), Assumed(**assumed))
+    made = plan(job, Path(config).read_text("utf-8"), list(overrides), Assumed(**assumed))
     Console(width=page.WIDTH).print(page.page(made))
+    if warning := upload.too_much(Path.cwd()):
+        print(warning)
 
 
 def _job(config: str, overrides: tuple[str, ...], resume: bool) -> spec.JobSpec:
@@ -68,5 +71,5 @@ def _job(config: str, overrides: tuple[str, ...], resume: bool) -> spec.JobSpec:
     if not resume:
         return spec.read(config, list(overrides))
     found = run_folder.job_text(config)
-    job = spec.parse(found.text, found.source, list(overrides))
-    return job if found.storage is None else dataclasses.replace(job, storage=found.storage)
+    kept_at = [] if found.storage is None else [f"storage={json.dumps(found.storage)}"]
+    return spec.parse(found.text, found.source, [*kept_at, *overrides])

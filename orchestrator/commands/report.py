@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from orchestrator.evaluation import curve_tables
+from orchestrator.messages import first_line
 from orchestrator.report import tables
 from orchestrator.storage import run_folder
 
@@ -19,10 +20,16 @@ from orchestrator.storage import run_folder
 @click.option("--markdown", is_flag=True, help="as Markdown")
 def command(run: str, markdown: bool) -> None:
     """Prints the table of a finished RUN: an evolution or an evaluation, by name or folder."""
-    points = None
-    if (folder := _evaluation(run)) is not None:
-        points = json.loads((folder / "curve.json").read_text())
-    result = _result(folder or run_folder.find(run))
+    folder = _evaluation(run)
+    try:
+        _print(folder, _result(folder or run_folder.find(run)), markdown)
+    except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError, json.JSONDecodeError) as error:
+        file = (folder or run_folder.find(run)) / "result.json"
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {first_line(error)}): bring it back") from None
+
+
+def _print(evaluation: Path | None, result: dict[str, Any], markdown: bool) -> None:
+    points = None if evaluation is None else json.loads((evaluation / "curve.json").read_text("utf-8"))
     if markdown:
         print(tables.markdown(result) if points is None else curve_tables.markdown(result, points))
     else:
@@ -37,6 +44,8 @@ def _evaluation(name: str) -> Path | None:
 
 def _result(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "result.json").read_text())
+        return json.loads((folder / "result.json").read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{folder}/result.json is damaged (byte {error.start} is not UTF-8)") from None
     except OSError:
         raise ValueError(f"{folder} has no result yet; finish it: namm evolve --resume {folder.name}") from None

@@ -67,7 +67,7 @@ def command(words: tuple[str, ...], namm: str, to: tuple[str, ...], name: str, r
     targets = [part for word in (*to, *words) if "=" not in word for part in word.split(",") if part] or list(KNOWN)
     namm = str(Path(namm).absolute()) if Path(namm).is_dir() else namm
     specs = dict(_asked(target, namm, overrides, **asked) for target in targets)
-    with shown("the same command with --resume") as display:
+    with shown("the same command with --resume", begun=resume) as display:
         found = transfer_job.run(specs, name, resume, display)
     display.console.print(transfer_tables.table(found))
     display.console.print(f"run folder: {RUNS / name}   picture: transfer.png   all sizes: transfer.md, transfer.json")

@@ -76,7 +76,7 @@ def find(config: ModelConfig) -> tuple[Model | None, str]:
 
 def _read(file: Path, size: int) -> tuple[Model | None, str]:
     try:
-        plain = json.loads(file.read_text())
+        plain = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read ({str(error).splitlines()[0]})") from None
     if not isinstance(plain, dict):

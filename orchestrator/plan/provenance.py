@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from orchestrator.policy_entries import PolicyEntry
+from orchestrator.tracking.redaction import without_secrets
+from workers.masking import masked_text
 
 COMMAND_LINE = "command line"
 
@@ -31,7 +33,7 @@ class Value:
 
 
 def values(spec: Any, text: str, overrides: list[str] | None = None) -> list[Value]:
-    """All settings of the dataclass `spec`, in its order; text: the job file it was read from."""
+    """All settings of the dataclass `spec`, in its order, without secrets; text: the job file it was read from."""
     given = dict(_given(text))
     replaced = {override.partition("=")[0] for override in overrides or []}
 
@@ -47,7 +49,11 @@ def values(spec: Any, text: str, overrides: list[str] | None = None) -> list[Val
             return "follows from other settings", True
         return f"default of {owner.__module__}.{owner.__qualname__}", False
 
-    return [Value(key, value, *source(key, value, owner)) for key, value, owner in _leaves(spec, "", type(spec))]
+    found = []
+    for key, value, owner in _leaves(spec, "", type(spec)):
+        where, is_given = source(key, value, owner)
+        found.append(Value(key, without_secrets(value, key.rpartition(".")[2]), masked_text(where), is_given))
+    return found
 
 
 def _default(owner: type, name: str) -> Any:

@@ -22,12 +22,13 @@ HEADER = (
 
 
 @contextmanager
-def shown(again: str) -> Iterator[Display]:
+def shown(again: str, begun: bool) -> Iterator[Display]:
     """A display for a command that Ctrl-C or SIGTERM may interrupt.
 
-    again: the command that continues it, printed after an interruption. The KeyboardInterrupt is raised again.
+    again: the command that continues it, printed after an interruption where there is something to continue; begun:
+    whether there is from the start. The KeyboardInterrupt is raised again.
     """
-    display = Display()
+    display = Display(begun=begun)
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # `ray job stop`, or a machine that is taken away: as Ctrl-C
@@ -35,16 +36,22 @@ def shown(again: str) -> Iterator[Display]:
         yield display
     except KeyboardInterrupt:
         display.stop()
-        display.console.print(f"\ninterrupted; nothing is lost: {again}")
+        what = f"interrupted; nothing is lost: {again}" if display.begun else "interrupted before anything was computed"
+        display.console.print(f"\n{what}")
         raise
     finally:
         display.stop()
 
 
 class Display:
-    """Progress on a terminal; plain lines if the output is no terminal."""
+    """Progress on a terminal; plain lines if the output is no terminal.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Attributes:
+        begun: whether there is a run to continue.
+    """
+
+    def __init__(self, console: Console | None = None, begun: bool = False) -> None:
+        self.begun = begun
         self.console = console or Console(highlight=False)
         self._live: Live | None = None
         self._started = self._last = time.monotonic()
@@ -76,7 +83,7 @@ class Display:
         self._last = time.monotonic()
         self._begin_live()
 
-    def begun(self, start: dict[str, Any]) -> None:
+    def start_rule(self, start: dict[str, Any]) -> None:
         """Says which rule the search starts from, and how the others did on validation samples."""
         others = [
             f"{rule} {figures['fitness']:.3f}" for rule, figures in start["rules"].items() if rule != start["rule"]

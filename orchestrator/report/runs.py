@@ -55,47 +55,61 @@ def table(runs: list[Run]) -> Table:
     best = max((look["validation_fitness"] for look in looks.values() if look), default=None)
     for run in runs:
         look, settings = looks[run.name], run.settings
-        row = [run.name, run.state, Path(settings.get("model", {}).get("path", "?")).name]
+        row = [run.name, run.state, _model(settings)]
         row.append(str(settings.get("seed", 0)))
         row.append(f"{len(run.generations)}/{settings.get('generations', '?')}")
         if look:
             mark = "*" if look["validation_fitness"] == best and len(runs) > 1 else ""
-            row += [f"{mark}{look['validation_score']:.3f}"]
-            row += [f"{look['validation_kept']:.2f}", f"{look['validation_full']:.3f}"]
+            row += [mark + _number(look, "validation_score")]
+            row += [_number(look, "validation_kept", 2), _number(look, "validation_full")]
         else:
             row += ["", "", ""]
         if run.result:
-            full, namm = run.result["policies"]["full"], run.result["policies"]["namm"]
-            row += [f"{namm['mean']:.3f}", f"{namm['kept']:.2f}", f"{full['mean']:.3f}"]
+            policies = run.result.get("policies")
+            full, namm = (policies.get(name) if isinstance(policies, dict) else None for name in ("full", "namm"))
+            row += [_number(namm, "mean"), _number(namm, "kept", 2), _number(full, "mean")]
         shown.add_row(*row)
     return shown
 
 
 def _best_look(run: Run) -> dict[str, Any] | None:
     """The best validation of the stage that the run is in; None if there was none yet."""
-    looks = [record for record in run.generations if record.get("validation_fitness") is not None]
+    looks = [record for record in run.generations if isinstance(record.get("validation_fitness"), int | float)]
     looks = [
         record for record in looks if record.get("stage") == looks[-1].get("stage")
     ]  # earlier stages had other tasks
     return max(looks, key=lambda record: record["validation_fitness"], default=None)
 
 
-def _json(path: Path) -> Any:
+def _model(settings: dict[str, Any]) -> str:
+    model = settings.get("model")
+    return Path(str(model.get("path", "?"))).name if isinstance(model, dict) else "?"
+
+
+def _number(record: Any, name: str, digits: int = 3) -> str:
+    value = record.get(name) if isinstance(record, dict) else None
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else "?"
+
+
+def _json(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError):
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError):
+        found = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+    except (OSError, ValueError, RecursionError):
         return []
+    return [record for record in found if isinstance(record, dict)]

@@ -50,12 +50,12 @@ class Daemon:
     def runs(self) -> bool:
         """Whether it runs with these settings."""
         file, text = self.folder / self.settings[0], self.settings[1]
-        return self.process() is not None and file.exists() and file.read_text() == text
+        return self.process() is not None and file.exists() and file.read_text("utf-8") == text
 
     def process(self) -> psutil.Process | None:
         """The process that was started; None if it ended, whatever may bear its number now."""
         try:
-            pid, born = self.pid_file.read_text().split()
+            pid, born = self.pid_file.read_text("utf-8").split()
             process = psutil.Process(int(pid))
             # Counted from the boot, so that a clock that was set does not matter.
             alive = abs(_since_boot(process) - float(born)) < 0.5 and process.status() != psutil.STATUS_ZOMBIE
@@ -66,7 +66,7 @@ class Daemon:
     def processes(self) -> list[psutil.Process]:
         """The process that was started and what it left: members of its session that work in its folder."""
         try:
-            session = int(self.pid_file.read_text().split()[0])
+            session = int(self.pid_file.read_text("utf-8").split()[0])
         except (OSError, ValueError, IndexError):
             return []
         found = [main] if (main := self.process()) else []
@@ -94,7 +94,7 @@ class Daemon:
                 umask=0o077,  # what it writes is for its user alone
                 start_new_session=True,  # neither Ctrl-C nor the end of the ssh session reaches it
             )
-        self.pid_file.write_text(f"{process.pid} {_since_boot(psutil.Process(process.pid)):.2f}\n")
+        self.pid_file.write_text(f"{process.pid} {_since_boot(psutil.Process(process.pid)):.2f}\n", "utf-8")
         return process
 
     def end(self) -> bool:

@@ -201,4 +201,4 @@ def _password(folder: Path) -> str:
     path = folder / "password"
     if not path.exists():
         files.write(path, secrets.token_hex(32), private=True)
-    return path.read_text().strip()
+    return path.read_text("utf-8").strip()

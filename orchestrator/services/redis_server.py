@@ -20,10 +20,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from orchestrator.addresses import check
 from orchestrator.messages import first_line
 from workers.masking import masked_url
 
 logger = logging.getLogger(__name__)
+
+_LIKE = "redis://HOST:PORT/0, rediss://... or unix:///PATH"
 
 NO_RETRY = Retry(NoBackoff(), retries=0)
 """For redis-py, whose own retries block for seconds when a server is down."""
@@ -171,12 +174,12 @@ def check_redis(url: str, patience: float = 3.0) -> None:
     Raises:
         ValueError: one line with the address (credentials masked), how long it waited, and what to do.
     """
+    check(url, "Redis", _LIKE)
     try:
         client = redis.Redis.from_url(url, retry=NO_RETRY, socket_timeout=patience, socket_connect_timeout=patience)
     except ValueError as error:
         raise ValueError(
-            f"Redis address {masked_url(url)!r} cannot be read ({masked_url(str(error))}): "
-            "give redis://HOST:PORT/0, rediss://... or unix:///PATH"
+            f"Redis address {masked_url(url)!r} cannot be read ({first_line(error)}): give {_LIKE}"
         ) from None
     start = time.monotonic()
     while True:

@@ -56,6 +56,17 @@ def in_use(folder: Path) -> bool:
     return False
 
 
+def unused(folder: Path) -> bool:
+    """Whether the run folder has no journal, or one in which nothing was recorded yet: whose job never began."""
+    try:
+        with (folder / FILE).open("rb") as journal:
+            return all(line[9:].startswith(b'{"job": ') for line in journal)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
 class Lock:
     """Reserves a run folder for one live job, until closed. Raises ValueError when another live job has it."""
 
@@ -179,7 +190,10 @@ class Journal:
                 except ValueError:
                     damaged += 1
                     continue
-                self._recall(record, job)
+                try:
+                    self._recall(record, job)
+                except (AttributeError, KeyError, TypeError):  # a whole line, and not of ours
+                    damaged += 1
         if good and not self._named:
             raise ValueError(f"{self.path} does not say which job it belongs to; choose another name")
         if damaged:
@@ -188,7 +202,13 @@ class Journal:
 
     def _recall(self, record: dict[str, Any], job: str) -> None:
         if "policy" in record:
-            self._learn(record.pop("policy"), SampleResult(**record))
+            policy, result = record.pop("policy"), SampleResult(**record)
+            numbers = (result.score, result.logprob, result.kept, *result.kept_layers)
+            if not (isinstance(policy, str) and isinstance(result.index, int) and isinstance(result.task, str)):
+                raise TypeError("a result of nothing")
+            if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+                raise TypeError("a result without numbers")
+            self._learn(policy, result)
         elif "told" in record:
             # Behind a gap (a damaged line) generations are told again, from results that are still there.
             if record["told"]["generation"] == len(self.told) + 1:

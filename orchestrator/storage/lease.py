@@ -126,7 +126,9 @@ def _who(owner: dict) -> str:
 def _machine() -> str:
     """What tells whether a process number found elsewhere means something here: this boot, this PID namespace."""
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return (
+            f"{Path('/proc/sys/kernel/random/boot_id').read_text('utf-8').strip()} {os.readlink('/proc/self/ns/pid')}"
+        )
     except OSError:
         return f"{socket.gethostname()} {psutil.boot_time():.0f}"
 

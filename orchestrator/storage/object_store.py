@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from orchestrator.addresses import check
 from orchestrator.messages import first_line
 from orchestrator.storage import files
 from workers.masking import masked_url
@@ -39,6 +40,7 @@ class Store:
         protocol, found, path = url.partition("://")
         if not (found and protocol and path.strip("/")):
             raise ValueError(f"storage {self.label!r} is not a URL: write s3://bucket/folder or file:///folder")
+        check(url, "storage", "s3://bucket/folder or file:///folder")
         self._protocol = protocol.rpartition("::")[2]
         try:
             # An instance of our own: shared ones keep listings that other writers have outdated.

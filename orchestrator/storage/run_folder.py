@@ -72,9 +72,11 @@ def job_text(name: str, runs: Path = RUNS) -> JobText:
         return JobText(data.decode(), masked_url(name), name)
     path = Path(name) if Path(name).is_file() else find(name, runs) / JOB
     try:
-        return JobText(path.read_text(), str(path))
+        return JobText(path.read_text("utf-8"), str(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not text in UTF-8 (byte {error.start})") from None
 
 
 def own_memory(name: str, job: str, runs: Path = RUNS) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workers.masking import masked_url
+from workers.masking import masked_text, masked_url
 
 _SECRET_WORDS = re.compile(
     r"(^|_)(password|passwd|passphrase|pwd|secrets?|credentials?|(api|access|private)_?key)(_|$)"
@@ -16,11 +16,14 @@ _SECRET_WORDS = re.compile(
 )
 
 
+_ADDRESSES = re.compile(r"(^|_)(ur[il]|address|storage|endpoint|dsn)s?$")
+
+
 def without_secrets(value: Any, name: str = "") -> Any:
     """`value` (nested mappings, sequences and dataclasses, which become mappings) with its secrets replaced by ***.
 
-    Secret are values under a name like password, token or api_key, and the credentials in URLs. name: under which the
-    value itself stands.
+    Secret are values under a name like password, token or api_key, and the credentials in addresses. name: under which
+    the value itself stands.
     """
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).lower()
     if value not in (None, "") and not isinstance(value, bool) and _SECRET_WORDS.search(snake):
@@ -31,4 +34,6 @@ def without_secrets(value: Any, name: str = "") -> Any:
         return {key: without_secrets(item, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_secrets(item, name) for item in value]
-    return masked_url(str(value)) if isinstance(value, (str, Path)) else value
+    if not isinstance(value, str | Path):
+        return value
+    return (masked_url if _ADDRESSES.search(snake) else masked_text)(str(value))

@@ -5,19 +5,26 @@ Knows addresses and files, not MLflow itself, whose import takes seconds, and no
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import requests
 
+from orchestrator.addresses import check
 from orchestrator.messages import first_line, root_cause
 from workers.masking import masked_url
 
 UI_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """Environment variables for the process that runs `ui_command`: no telemetry, no job runner beside the UI."""
+
+
+_SQLITE, _SQLITE_DRIVER = "sqlite:///", "sqlite+pysqlite:///"
 
 
 def store_of(given: str | None, runs: Path) -> str:
@@ -29,15 +36,24 @@ def store_of(given: str | None, runs: Path) -> str:
 
 
 def default_store(folder: str | Path) -> str:
-    """MLflow uri of the sqlite store `mlflow.db` in `folder`."""
-    return f"sqlite:///{Path(folder).resolve() / 'mlflow.db'}"
+    """MLflow uri of the sqlite store `mlflow.db` in `folder`, whatever the folder is called."""
+    file = str(Path(folder).resolve() / "mlflow.db")
+    if not re.search("[%?]", file):
+        return f"{_SQLITE}{file}"
+    # MLflow makes the folders of a sqlite:///, and takes their names from it as they are written there: encoded.
+    return f"{_SQLITE_DRIVER}{quote(file, safe='/ ')}"
 
 
 def sqlite_file(uri: str) -> Path | None:
     """Database file of an sqlite uri as an absolute path; None for other uris."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(uri[len("sqlite:///") :].partition("?")[0]).absolute()
+    start = next((start for start in (_SQLITE, _SQLITE_DRIVER) if uri.startswith(start)), None)
+    return None if start is None else Path(unquote(uri[len(start) :].partition("?")[0])).absolute()
+
+
+def artifacts_beside(file: Path) -> str:
+    """Where MLflow keeps the files of runs whose database is `file`: a path, as a file:// URL where it needs one."""
+    folder = file.parent / "mlartifacts"
+    return folder.as_uri() if re.search("[%?#]", str(folder)) else str(folder)
 
 
 def check_mlflow(uri: str, patience: float = 5.0) -> None:
@@ -49,10 +65,11 @@ def check_mlflow(uri: str, patience: float = 5.0) -> None:
     Raises:
         ValueError: one line with the address (credentials masked) and what to do.
     """
+    check(uri, "MLflow", "http://HOST:PORT or sqlite:///PATH/mlflow.db")
     scheme = uri.partition(":")[0]
     if scheme in ("http", "https"):
         _check_server(uri, patience)
-    elif scheme == "sqlite":
+    elif scheme in ("sqlite", _SQLITE_DRIVER.partition(":")[0]):
         _check_sqlite(uri)
     elif scheme.partition("+")[0] not in ("postgresql", "mysql", "mssql", "databricks"):
         raise ValueError(
@@ -90,6 +107,8 @@ def _check_sqlite(uri: str) -> None:
     file = sqlite_file(uri)
     if file is None or file.name in ("", ":memory:"):
         raise ValueError(f"MLflow address {uri!r} names no file: give sqlite:///PATH/mlflow.db")
+    if "%" in uri and importlib.metadata.version("sqlalchemy").split(".") < ["2", "1"]:
+        raise ValueError(f"MLflow store {file}: a path with % or ? needs SQLAlchemy 2.1: work in another folder")
     if file.is_dir():
         raise ValueError(f"MLflow store {file} is a folder: give the path of a file in it")
     folder = file.parent
@@ -117,5 +136,5 @@ def ui_command(uri: str, port: int = 5000) -> list[str]:
         raise ValueError(f"the runs are at {masked_url(uri)}: open that address in a browser")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     if (file := sqlite_file(uri)) is not None:
-        command += ["--artifacts-destination", str(file.parent / "mlartifacts")]
+        command += ["--artifacts-destination", artifacts_beside(file)]
     return command + ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

@@ -13,8 +13,8 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,8 @@ class Tracker:
         self._finished = False
         labels = {**git_tags(), **without_secrets(tags or {})}
         first_step = 0
-        try:
-            if (file := sqlite_file(uri)) is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(file):
+        with _plainly(uri):
+            with _alone(uri):
                 self._client = MlflowClient(uri)
                 run = self._resumed(run_id) if run_id else None
                 if run is None:
@@ -115,8 +113,6 @@ class Tracker:
                     run = self._client.create_run(parent, run_name=run_name)
             if history := self._client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage"):
                 first_step = 1 + max(point.step for point in history)
-        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-            raise ValueError(f"MLflow at {masked_url(uri)} cannot be used: {first_line(error)}") from None
         self.run_id = run.info.run_id
         self.experiment_id = run.info.experiment_id
         self._outbox = Outbox(masked_url(uri), _may_pass)
@@ -274,9 +270,27 @@ def git_tags() -> dict[str, str]:
     return {"mlflow.source.git.commit": revision, "git.dirty": str(dirty).lower()}
 
 
-def _alone(file: Path | None) -> AbstractContextManager:
+def check_experiment(uri: str, name: str) -> None:
+    """Makes the experiment if there is none. Raises ValueError, one line, where it or its store cannot be used."""
+    with _plainly(uri), _alone(uri):
+        _experiment(MlflowClient(uri), uri, name, None)
+
+
+@contextmanager
+def _plainly(uri: str) -> Iterator[None]:
+    """Turns what MLflow raises into one line."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        raise ValueError(f"MLflow at {masked_url(uri)} cannot be used: {first_line(error)}") from None
+
+
+def _alone(uri: str) -> AbstractContextManager:
     """One job at a time: two that make the tables of a new sqlite store together break it for each other."""
-    return nullcontext() if file is None else FileLock(f"{file}.lock")
+    if (file := sqlite_file(uri)) is None:
+        return nullcontext()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{file}.lock")
 
 
 def _experiment(client: MlflowClient, uri: str, name: str, artifact_location: str | None) -> str:
@@ -293,7 +307,10 @@ def _experiment(client: MlflowClient, uri: str, name: str, artifact_location: st
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise OSError(f"experiment {name!r} was deleted: choose another name, or restore it in MLflow")
+        raise ValueError(
+            f"MLflow's experiment {name!r} was deleted: name another with mlflow_experiment=..., or restore it: "
+            f"MLFLOW_TRACKING_URI={masked_url(uri)} mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
     return found.experiment_id
 
 

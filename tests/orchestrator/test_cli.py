@@ -136,6 +136,17 @@ def test_a_search_and_policies_with_options_are_read_back_as_they_were_written(s
         ("evaluation.policies=[{name: snapkv, budget: 2}]", r"policies\[0\]: budget must lie between 0 and 1"),
         ("search.algorithm=openai", "unknown search 'openai'; did you mean 'openai_es'"),
         ("search.learning_rate=1", "learning_rate is an option of openai_es; cma_es has"),
+        ("name=20241128_0101", "name: expected text, found 202411280101, as YAML reads it: put the text in quotes"),
+        ("name=2024-11-28", "name: expected text, found datetime.date.2024, 11, 28., as YAML reads it: put"),
+        ("name=on", "name: expected text, found True, as YAML reads it: put the text in quotes"),
+        (f"name={'x' * 300}", "name has 300 bytes, at most 200 are allowed: 'xxxxxxxxxxxxxxxxxxxx'"),
+        (f"name={'ü' * 150}", "name has 300 bytes, at most 200 are allowed"),
+        ('name="a\\0b"', "name must be a plain folder name, not"),
+        ("name=a/b", "name must be a plain folder name, not 'a/b'"),
+        ("stages=[{train: [topic], name: 1}]", r"stages.0..name: expected text, found 1, as YAML reads it"),
+        (f"stages=[{{train: [residence, topic], name: {'x' * 300}}}]", "stages: name has 300 bytes"),
+        ("mlflow_experiment=7", "mlflow_experiment: expected text, found 7, as YAML reads it"),
+        ("mlflow_experiment=' '", "mlflow_experiment must have 1 to 500 letters"),
     ],
 )
 def test_a_setting_out_of_range_is_one_clear_line(smoke, tmp_path, override, message):
@@ -146,6 +157,17 @@ def test_a_setting_out_of_range_is_one_clear_line(smoke, tmp_path, override, mes
     with pytest.raises(ValueError, match=message) as caught:
         spec.read(path, [override])
     assert str(caught.value).startswith("job.yaml") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["name=@best", "name=`x`", "train=[a", "name=a: b: c", "name=%x", "name='"])
+def test_a_value_that_is_no_yaml_is_one_line_that_says_how_to_write_it(smoke, tmp_path, override):
+    import yaml
+
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(smoke))
+    with pytest.raises(ValueError, match="is no YAML: put its value in quotes, twice for the shell") as caught:
+        spec.read(path, [override])
+    assert "\n" not in str(caught.value)
 
 
 def test_runs_lists_what_is_there(namm, tmp_path, smoke):
@@ -166,6 +188,26 @@ def test_runs_lists_what_is_there(namm, tmp_path, smoke):
     with closing(Lock(tmp_path / "runs" / "second")):
         printed, _ = namm("runs").communicate(timeout=120)
     assert "running" in printed and "interrupted" not in printed
+
+
+@pytest.mark.parametrize("terminal", ["latin-1", "ascii", "utf-8"])
+def test_a_terminal_of_any_encoding_shows_the_table(namm, tmp_path, smoke, terminal):
+    """A run that took hours is not lost over a letter, and what is kept in files is UTF-8 for everybody."""
+    folder = tmp_path / "runs" / "первый"
+    folder.mkdir(parents=True)
+    text = json.dumps({**smoke, "name": "первый"}, ensure_ascii=False)
+    (folder / "job.yaml").write_text(text, "utf-8")
+    row = {"mean": 0.5, "low": 0.4, "high": 0.6, "kept": 1.0, "kinds": {"тема": 0.5}}
+    result = {"policies": {"full": row, "namm": row}, "generations": 9, "seed": 4, "name": "первый"}
+    (folder / "result.json").write_text(json.dumps(result, ensure_ascii=False), "utf-8")
+    env = {"PYTHONIOENCODING": terminal, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    process = namm("runs", env=env, encoding=terminal)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert ("первый" if terminal == "utf-8" else "??????") in printed and "0.500" in printed
+    process = namm("evolve", "runs/первый/job.yaml", "--dry-run", env=env, encoding=terminal)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Plan of " in printed, errors
 
 
 def test_settings_hold_no_torch():

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.machines import busy
+
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 300.0
+PATIENCE = 300.0 * busy()
 """Seconds for all of it."""
 
 

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from tests.system.machines import ROOT, missing
+from tests.system.machines import ROOT, busy, missing
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(420 * busy())
 def test_a_job_on_a_real_cluster():
     if reason := missing():
         pytest.skip(reason)
@@ -19,7 +19,7 @@ def test_a_job_on_a_real_cluster():
     command = [sys.executable, "-m", "tests.system.cluster"]
     program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        said, _ = program.communicate(timeout=410)
+        said, _ = program.communicate(timeout=410 * busy())
     finally:
         if program.poll() is None:
             program.terminate()  # it cleans up

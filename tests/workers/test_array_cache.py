@@ -15,7 +15,6 @@ import redis
 
 from orchestrator.services.redis_server import private_redis, redis_program
 from workers.array_cache import ArrayCache, content_key, pack, unpack
-from workers.masking import masked_url
 
 ARRAYS = [
     np.arange(7, dtype=np.int32),
@@ -221,16 +220,3 @@ def test_a_copied_store_opens_its_own_connection(url):
 def test_values_expire_so_that_a_shared_server_does_not_fill_up(url):
     ArrayCache(url, expire=100).put("expiring", np.arange(3))
     assert 0 < redis.Redis.from_url(url).ttl("expiring") <= 100
-
-
-@pytest.mark.parametrize(
-    "text, masked",
-    [
-        ("redis://:pa:ss@host:1/0", "redis://***@host:1/0"),
-        ("unix:///tmp/s?db=0&password=pa", "unix:///tmp/s?db=0&password=***"),
-        ("at https://me:p@ss@host/x and http://b", "at https://***@host/x and http://b"),
-        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
-    ],
-)
-def test_credentials_in_urls_are_masked(text, masked):
-    assert masked_url(text) == masked

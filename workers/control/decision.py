@@ -49,7 +49,7 @@ def check(config: ModelConfig) -> dict[str, Environment]:
             f"{config.sha256[:12]}..., found {found[:12]}...); set it to accept them"
         )
     try:
-        plain = json.loads((folder / ENVIRONMENTS).read_text())
+        plain = json.loads((folder / ENVIRONMENTS).read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder / ENVIRONMENTS} is no JSON: {error}") from None
     return from_mapping(_Environments, plain, str(folder / ENVIRONMENTS)).environments
@@ -88,7 +88,7 @@ def save(model: DecisionTransformerModel, environments: dict[str, Environment], 
     """Writes a folder that `load` reads."""
     model.save_pretrained(folder)
     plain = dataclasses.asdict(_Environments(environments))
-    (folder / ENVIRONMENTS).write_text(json.dumps(plain, indent=1) + "\n")
+    (folder / ENVIRONMENTS).write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
 
 
 @dataclasses.dataclass(frozen=True)

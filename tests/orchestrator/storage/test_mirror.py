@@ -131,7 +131,8 @@ def test_a_url_that_was_emptied_gets_all_again(tmp_path, url, caplog):
     [
         ("s3:/bucket/run", "is not a URL"),
         ("bucket/run", "is not a URL"),
-        ("nosuch://me:hunter2@bucket/run", "Protocol not known: nosuch"),
+        ("nosuch://bucket/run", "Protocol not known: nosuch"),
+        ("nosuch://me:hunter2@bucket/run", "cannot be read: give s3://bucket/folder"),
         ("http://127.0.0.1:9/run", "cannot be used"),
         ("dropbox://folder/run", "needs a package"),
     ],

@@ -11,8 +11,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from orchestrator.tracking.store import check_mlflow, default_store, sqlite_file, store_of, ui_command
+from orchestrator.tracking.tracker import Tracker
 
 
 def free_port() -> int:
@@ -127,6 +129,24 @@ def test_a_tracking_servers_ui_is_its_own(tmp_path):
         ui_command("http://host:5000")
     command = ui_command(default_store(tmp_path), 5050)
     assert command[0] == sys.executable and "5050" in command
+
+
+@pytest.mark.parametrize("name", ["x%20y", "done?", "a#b %", "x%2520y?z=1&w"])
+def test_a_folder_may_be_called_anything(tmp_path, name):
+    """Files, too, are where the folder's name says, and nothing is made beside it."""
+    folder = tmp_path / name
+    folder.mkdir()
+    uri = default_store(folder)
+    assert sqlite_file(uri) == folder / "mlflow.db"
+    check_mlflow(uri)
+    tracker = Tracker(uri, "namm", "run")
+    (folder / "file").write_text("text")
+    tracker.artifact(folder / "file")
+    assert tracker.finish()
+    assert (folder / "mlflow.db").is_file() and [*folder.glob("mlartifacts/*/artifacts/file")]
+    assert os.listdir(tmp_path) == [name]
+    destination = ui_command(uri)[ui_command(uri).index("--artifacts-destination") + 1]
+    assert local_file_uri_to_path(destination) == str(folder / "mlartifacts")
 
 
 def test_the_store_of_a_job_is_the_given_one_then_the_environments_then_a_file_beside_the_runs(tmp_path, monkeypatch):
