@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from namm_core.config import NammConfig
 from orchestrator.report import tables
 from orchestrator.spec import JobSpec
 from workers.model_packages import CATALOGUE
@@ -108,10 +109,17 @@ def _title(job: JobSpec) -> str:
 
 def _about(job: JobSpec) -> str:
     return (
-        f"A *Neural Attention Memory Model* for `{base_model(job)}`: a small network that looks at the attention each "
-        "token of the KV cache receives and decides, for each layer and head, which tokens to forget, every "
+        f"A *Neural Attention Memory Model* for `{base_model(job)}`: a small network that looks at "
+        f"{_seen(job)} each token of the KV cache and decides, for each layer and head, which tokens to forget, every "
         f"{job.memory.update_interval} tokens. The language model itself is not changed."
     )
+
+
+def _seen(job: JobSpec) -> str:
+    """What the memory is shown, in words that a token follows."""
+    if job.memory.features == NammConfig().features:
+        return "the attention received by"
+    return f"{', '.join(name.replace('_', ' ') for name in job.memory.features)} of"
 
 
 def _usage(job: JobSpec) -> str:
@@ -127,6 +135,7 @@ def _usage(job: JobSpec) -> str:
             f"config.rope_parameters['rope_theta'] *= {job.model.ntk_alpha:g} ** (size / (size - 2))  # as evolved",
             f'model = AutoModelForCausalLM.from_pretrained("{path}", config=config{file})',
         ]
+    budget = "budget=0.3, " if job.memory.selection == "budget" else ""
     lines = [
         f"from transformers import {imports}",
         "",
@@ -134,13 +143,19 @@ def _usage(job: JobSpec) -> str:
         f'tokenizer = AutoTokenizer.from_pretrained("{path}"{file})',
         'inputs = tokenizer("Some long text.", return_tensors="pt")',
         'memory = "FOLDER OR REPOSITORY OF THIS CARD"',
-        "answer = model.generate(**inputs, custom_generate=memory, trust_remote_code=True, max_new_tokens=20)",
+        f"answer = model.generate(**inputs, custom_generate=memory, trust_remote_code=True, {budget}max_new_tokens=20)",
         "print(tokenizer.decode(answer[0]))",
     ]
     after = (
         "With the package `namm` installed, the memory can be held and looked at:\n"
-        "`MemoryCache(model, Namm.from_pretrained(memory))` of `namm_core` is a cache like any other."
+        f"`MemoryCache(model, Namm.from_pretrained(memory{', budget=0.3' if budget else ''}))` of `namm_core` is a "
+        "cache like any other."
     )
+    if budget:
+        after += (
+            "\n\n`budget` is what it may keep: a fraction of the tokens seen (float), or tokens (int). The same "
+            "numbers serve every size."
+        )
     return "\n".join(["Nothing but transformers is needed:", "", "```python", *lines, "```", "", after])
 
 
