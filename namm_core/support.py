@@ -67,6 +67,10 @@ def check_model(model: PreTrainedModel) -> None:
 
 def check_call(cache: Fed, call: dict[str, Any]) -> None:
     """Raises ValueError, one line, for a call whose answer would be wrong. call: the arguments of `forward`."""
+    for name in ("input_ids", "inputs_embeds"):
+        given = call.get(name)
+        if isinstance(given, Tensor) and given.ndim >= 2 and 0 in given.shape[:2]:
+            raise ValueError(f"{name} holds no token: a memory is fed one or more in each call")
     if call.get("output_attentions"):
         raise ValueError(NO_WEIGHTS)
     if call.get("use_cache") is False:

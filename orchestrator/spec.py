@@ -360,7 +360,7 @@ def parse(text: str, path: str | Path, overrides: list[str] | None = None) -> Jo
             at[last] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ValueError(
-                f"{override!r} is no YAML: put its value in quotes, twice for the shell ('{key}=\"{value}\"')"
+                f"{override!r} is no YAML: put its value in quotes, twice for the shell ('{key}=\"VALUE\"')"
             ) from None
     return from_mapping(JobSpec, said, Path(path).name)
 

@@ -6,7 +6,7 @@ whole of it was read. Knows nothing of jobs.
 
 from __future__ import annotations
 
-import subprocess
+import os
 from pathlib import Path
 
 LIMIT = 100 * 2**20
@@ -14,14 +14,26 @@ LIMIT = 100 * 2**20
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file that would be sent, by its path in the folder; none where git cannot say which they are."""
-    command = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        listed = subprocess.run(command, capture_output=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+    """Bytes of each file that would be sent, by its path in the folder: of a checkout, all that its `.gitignore` does
+    not name; none of a folder that is no checkout."""
+    from pathspec import GitIgnoreSpec
+
+    if not (folder / ".git").exists():
         return {}
-    names = [name.decode("utf-8", "surrogateescape") for name in listed.split(b"\0") if name]
-    return {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
+    try:
+        lines = (folder / ".gitignore").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    ignored = GitIgnoreSpec.from_lines([*lines, ".git"])
+    found = {}
+    for at, folders, files in os.walk(folder):
+        place = Path(at).relative_to(folder)
+        folders[:] = [name for name in folders if not ignored.match_file(f"{(place / name).as_posix()}/")]
+        for name in files:
+            path = (place / name).as_posix()
+            if not ignored.match_file(path) and (folder / path).is_file():
+                found[path] = (folder / path).stat().st_size
+    return found
 
 
 def too_much(folder: Path, limit: int = LIMIT) -> str | None:

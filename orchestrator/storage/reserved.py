@@ -30,7 +30,7 @@ class Reserved:
         self._made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         """Folders that this job makes, the innermost first."""
         self._found = set(os.listdir(folder)) if folder.is_dir() else set()
-        if self._fresh and not unused(folder):
+        if self._fresh and folder.exists() and not unused(folder):
             raise ValueError(f"{folder} exists: continue it with --resume, or choose another name (name=...)")
         try:
             make_writable(folder)

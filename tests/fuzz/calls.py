@@ -140,7 +140,14 @@ class _Life:
             prompt = torch.cat([self.ids, self.ids[:, :1]], 1)
         mask = None if self.mask is None else torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
         options = {} if mask is None or mask.shape != prompt.shape else {"attention_mask": mask}
-        out = self.model.generate(prompt, max_new_tokens=3, do_sample=False, **options, **{CACHE: self.cache})
+        try:
+            out = self.model.generate(prompt, max_new_tokens=3, do_sample=False, **options, **{CACHE: self.cache})
+        except ValueError:
+            raise
+        except Exception:
+            if self.cache.attach():  # it had left the model, and what it held made no sense to the stock attention
+                raise ValueError("the memory had left its model") from None
+            raise
         assert out.shape == (len(prompt), prompt.shape[1] + 3)
         if options and not bool(mask.all()):
             self.whole = False  # `generate` counts places without padding, a call with it

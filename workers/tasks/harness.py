@@ -76,7 +76,10 @@ class HarnessTask:
             raise ValueError(f"lm_eval has no task {name!r}: `lm_eval ls tasks` lists them")
         wanted: str | dict[str, Any] = name
         if examples is not None:
-            rows = datasets.Dataset.from_list(list(examples))
+            try:
+                rows = datasets.Dataset.from_list(list(examples))
+            except OverflowError:
+                raise ValueError(f"{name}: a number in its records is too large") from None
             splits = _splits(manager, name)
             # only a group's members may be a known task with changes
             member = {"task": name, "custom_dataset": lambda **_: {split: rows for split in splits}}

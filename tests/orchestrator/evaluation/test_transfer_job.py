@@ -67,7 +67,7 @@ def test_bad_input_is_one_line_before_anything_begins(targets, capsys):
         (("--to", "missing.yaml"), "missing.yaml does not exist"),
         (("--to", "short.yaml", "long.yaml", "--policies", "h20"), "unknown policy 'h20'"),
         (("--to", "short.yaml", "target=sound"), "target: unknown 'sound'; known:"),
-        (("--to", "short.yaml", "--budgets", "1.5"), "budgets are kept fractions"),
+        (("--to", "short.yaml", "--budgets", "1.5"), "budgets: kept fractions lie between 0 and 1"),
         (("--to", "short.yaml", "--namm", "nowhere"), "nowhere"),
     ):
         assert transfer(*words) == 2
