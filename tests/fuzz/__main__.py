@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs it; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=900.0, help="how long, over all kinds (900)")
+    parser.add_argument("--inputs", type=int, help="of each kind, at most (as many as there is time for)")
     parser.add_argument("--seed", type=int, default=0, help="of all inputs (0)")
     parser.add_argument("--kind", action="append", choices=KINDS, help="default: all")
     parser.add_argument("--only", type=int, help="number of the one input to be tried")
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             place = Path(folder) / name
             place.mkdir()
             kinds[name] = made(place) if inspect.signature(made).parameters else made()
-        tally = running.run(kinds, options.seconds, options.seed, options.only)
+        tally = running.run(kinds, options.seconds, options.seed, options.only, options.inputs)
     for line in tally.faults[:SHOWN]:
         print(f"fuzz: FAULT {line}")
     print(tally.line)

@@ -66,15 +66,21 @@ class Tally:
         )
 
 
-def run(kinds: Mapping[str, Kind], seconds: float, seed: int, only: int | None = None) -> Tally:
+def run(
+    kinds: Mapping[str, Kind], seconds: float, seed: int, only: int | None = None, inputs: int | None = None
+) -> Tally:
     """Tries inputs until the time is over, each kind for an equal share of it.
 
-    only: the number of the one input of each kind to be tried.
+    inputs: of each kind, at most, so that what is tried does not depend on how fast the machine is; only: the number
+    of the one input of each kind to be tried.
     """
     tally, spent = Tally(), dict.fromkeys(kinds, 0.0)
     counts: Counter[str] = Counter()
     while sum(spent.values()) < seconds:
-        name = min(kinds, key=lambda kind: spent[kind])  # noqa: B023
+        left = [kind for kind in kinds if inputs is None or counts[kind] < inputs]
+        if not left:
+            break
+        name = min(left, key=lambda kind: spent[kind])  # noqa: B023
         number = counts[name] if only is None else only
         counts[name] += 1
         start = time.monotonic()
