@@ -7,6 +7,7 @@ loads neither Ray nor torch. The exit status is 0; 2 for what the caller can put
 from __future__ import annotations
 
 import atexit
+import codecs
 import errno
 import io
 import logging
@@ -38,12 +39,23 @@ class Subcommands(click.Group):
         return plugins.load(COMMANDS, cmd_name, "command").command
 
 
+def _bytes_of_names(error: UnicodeError) -> tuple[bytes, int]:
+    """Names of files that Python could not read in a locale such as C go out as the bytes that they are."""
+    assert isinstance(error, UnicodeEncodeError)
+    wrong = error.object[error.start : error.end]
+    return b"".join(bytes([ord(c) - 0xDC00]) if 0xDC80 <= ord(c) <= 0xDCFF else b"?" for c in wrong), error.end
+
+
+codecs.register_error("namm-names", _bytes_of_names)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the `namm` command; returns the exit status."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has the letters of a table or of a task's name
-            stream.reconfigure(errors="replace")
+            names = codecs.lookup(stream.encoding).name == "utf-8"
+            stream.reconfigure(errors="namm-names" if names else "replace")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     namm = Subcommands("namm", help="Evolve, evaluate and look at NAMMs.", no_args_is_help=False)
     try:
