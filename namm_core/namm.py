@@ -23,9 +23,9 @@ from namm_core.rotary import Rotary
 from namm_core.scoring import scorer
 from namm_core.scoring.embedded import Embedded
 from namm_core.scoring.embedding import PAPERS, Tokens, ages
+from namm_core.scoring.feature_set import Features
 from namm_core.scoring.pooling import pooled
 from namm_core.scoring.spectrogram import Spectrogram
-from namm_core.scoring.together import Features
 from namm_core.selection import Budget, reserved, top
 from namm_core.statistics import FeatureStatistics
 

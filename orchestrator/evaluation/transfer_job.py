@@ -61,7 +61,7 @@ def _write(folder: Path, first: EvaluateSpec, found: Mapping[str, Evaluated]) ->
     store = store_of(first.job.mlflow_uri, RUNS)
     note = f"The NAMM {first.namm}, unchanged, on {', '.join(found)}."
     params, tags = {"namm": first.namm, "targets": ", ".join(found)}, {"mlflow.note.content": note}
-    tracker = Tracker(store, "namm", folder.name, params, tags)
+    tracker = Tracker(store, first.job.mlflow_experiment, folder.name, params, tags)
     tracker.metrics_final(dict(_metrics(found)))
     for file in FILES:
         tracker.artifact(folder / file)

@@ -60,8 +60,10 @@ def _by_task(result: Result) -> list[str]:
     held_out = result.get("heldout_tasks", ())
     for task in sorted(result["base"], key=lambda task: task in held_out):
         kind = "held out" if task in held_out else "trained"
-        numbers = entry["score"][task], result["base"][task], entry["normalised_tasks"][task], entry["kept_tasks"][task]
-        lines.append(f"| {task} | {kind} | " + " | ".join(f"{value:.3f}" for value in numbers) + " |")
+        base = result["base"][task]
+        ratio = f"{entry['normalised_tasks'][task]:.3f}" if base else ""  # of nothing there is no share
+        score, kept = (f"{entry[name][task]:.3f}" for name in ("score", "kept_tasks"))
+        lines.append(f"| {task} | {kind} | {score} | {base:.3f} | {ratio} | {kept} |")
     return [*lines, ""]
 
 

@@ -40,6 +40,13 @@ def test_right_padded_prompts_are_refused_in_generate(model, prompt):
     assert torch.equal(whole, pieces)
 
 
+def test_a_call_without_a_token_is_refused(llama, prompt):
+    with MemoryCache(llama, Full(INTERVAL)) as cache, torch.no_grad():
+        llama(prompt, **{CACHE: cache})
+        with pytest.raises(ValueError, match="input_ids holds no token"):
+            llama(prompt[:, :0], **{CACHE: cache})
+
+
 def test_tokens_once_fed_cannot_become_padding(llama, prompt):
     """A row that ended early was fed padding as tokens; a later mask that hides it comes too late."""
     ids = prompt.repeat(2, 1)

@@ -138,14 +138,15 @@ def test_pictures_are_read_once_for_all_candidates(evaluator, target):
     assert len(calls) == len(refs)
 
 
-def test_what_is_held_of_recent_samples_is_bounded(target, monkeypatch):
-    monkeypatch.setattr("workers.targets.video.RECENT_BYTES", 400_000)
+def test_what_is_held_of_recent_samples_is_bounded(target):
+    most, target.recent_most = target.recent_most, 400_000
     for i in range(12):
         target.embedded(target.sample(SampleRef("colour", "train", 100 + i)))
     assert target._recent_bytes <= 400_000
     assert target._recent_bytes == sum(
         p.frames.nbytes + (0 if e is None else e.nbytes) for p, e in target._recent.values()
     )
+    target.recent_most = most
 
 
 def test_an_oracle_keeps_the_frames_that_hold_the_evidence(target):

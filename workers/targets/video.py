@@ -84,6 +84,8 @@ class Video(Target[VideoPrompt]):
         self._chat = self.tokenizer.chat_template if config.prompt.chat_template else None
         self._recent: OrderedDict[SampleRef, tuple[VideoPrompt, Tensor | None]] = OrderedDict()
         self._recent_bytes = 0
+        self.recent_most = RECENT_BYTES
+        """Bytes of recent samples that are held at most, beside the newest."""
         ends = self.model.generation_config.eos_token_id
         self._ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
         side = -(-(vision.image_size // vision.patch_size) // 2)  # the model halves each side of its features
@@ -209,7 +211,7 @@ class Video(Target[VideoPrompt]):
             self._recent_bytes -= _nbytes(*self._recent.pop(ref))
         self._recent[ref] = prompt, embedded
         self._recent_bytes += _nbytes(prompt, embedded)
-        while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
+        while self._recent_bytes > self.recent_most and len(self._recent) > 1:
             self._recent_bytes -= _nbytes(*self._recent.popitem(last=False)[1])
 
 

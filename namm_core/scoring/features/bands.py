@@ -29,7 +29,7 @@ class Bands(BaseFeature):
         """(rows, kv_heads, keys, 3)."""
         import torch
 
-        from namm_core.scoring.standard import standardised
+        from namm_core.scoring.standardising import standardised
 
         low = 1 + held.config.frequencies // 4
         parts = held.average[:, :, :1], held.average[:, :, 1:low], held.average[:, :, low:]

@@ -44,7 +44,7 @@ class ExpectedAttention(BaseFeature):
         import torch
 
         from namm_core.scoring.expected_attention import expected
-        from namm_core.scoring.standard import standardised
+        from namm_core.scoring.standardising import standardised
 
         attention = expected(held.seen, held.config.sinks, FUTURE)
         policy = (attention + EPSILON) * held.values.float().norm(dim=-1).clamp(min=1e-6)

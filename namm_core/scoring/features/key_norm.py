@@ -19,6 +19,6 @@ class KeyNorm(BaseFeature):
 
     def of(self, held: Held) -> Tensor:
         """(rows, kv_heads, keys, 1)."""
-        from namm_core.scoring.standard import standardised
+        from namm_core.scoring.standardising import standardised
 
         return standardised(held.keys.float().norm(dim=-1).clamp(min=1e-6).log(), held)[..., None]

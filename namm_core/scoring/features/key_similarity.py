@@ -20,6 +20,6 @@ class KeySimilarity(BaseFeature):
     def of(self, held: Held) -> Tensor:
         """(rows, kv_heads, keys, 1)."""
         from namm_core.scoring.key_similarity import similarity
-        from namm_core.scoring.standard import standardised
+        from namm_core.scoring.standardising import standardised
 
         return standardised(similarity(held.keys, held.view.positions), held)[..., None]

@@ -18,6 +18,6 @@ class ValueSimilarity(BaseFeature):
     def of(self, held: Held) -> Tensor:
         """(rows, kv_heads, keys, 1)."""
         from namm_core.scoring.key_similarity import similarity
-        from namm_core.scoring.standard import standardised
+        from namm_core.scoring.standardising import standardised
 
         return standardised(similarity(held.values, held.view.positions), held)[..., None]

@@ -9,8 +9,9 @@ import torch
 from namm_core import MemoryCache, Namm, NammConfig, policies
 from namm_core.protocols import Entries, Held, View
 from namm_core.scoring import rules
+from namm_core.scoring.embedding import ages
+from namm_core.scoring.feature_set import Features
 from namm_core.scoring.pooling import pooled
-from namm_core.scoring.together import Features
 from tests.tiny_models import tiny_llama
 
 ALL = (
@@ -160,6 +161,31 @@ def test_a_memory_with_a_budget_is_saved_and_read_again(tmp_path):
             heads = cache.kept_positions(layer)[0]
             assert sum(map(len, heads)) == 24 * len(heads)
             assert all({0, 1, 3 * INTERVAL - 3, 3 * INTERVAL - 1} <= set(head.tolist()) for head in heads)
+
+
+def test_a_saved_memory_with_a_budget_works_where_nothing_is_installed(tmp_path):
+    """Through the code that travels with it, features and all; it answers as the cache does."""
+    model = tiny_llama()
+    ids = torch.randint(3, model.config.vocab_size, (1, 3 * INTERVAL + 5), generator=torch.Generator().manual_seed(5))
+    theta = np.random.default_rng(1).normal(size=config().embedding + 1).astype(np.float32)
+    Namm(config(over="layer", sinks=2), theta).save_pretrained(tmp_path / "memory")
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    with MemoryCache(model, Namm.from_pretrained(tmp_path / "memory", budget=0.25)) as cache:
+        right = model.generate(ids, past_key_values=cache, **settings)
+    asked = {"custom_generate": str(tmp_path / "memory"), "trust_remote_code": True, **settings}
+    assert torch.equal(model.generate(ids, budget=0.25, **asked), right)
+    with pytest.raises(ValueError, match="this memory keeps what a budget allows: add budget=0.2"):
+        model.generate(ids, **asked)
+
+
+def test_the_papers_features_are_the_same_one_by_one_and_together():
+    chosen = NammConfig(update_interval=INTERVAL)
+    seen, average = view(torch.Generator().manual_seed(6)), torch.rand(2, 2, 17, 20)
+    memory = Namm(chosen)
+    together = memory.embeddings({"average": average}, seen)
+    table = ages(64, chosen.age_dim, chosen.age_max_period)
+    apart = Features(chosen).of(Held(seen, {"average": average}, table, chosen, None))
+    assert torch.equal(together, apart)
 
 
 def test_scores_are_averaged_over_neighbours_that_are_held():
