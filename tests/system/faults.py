@@ -70,17 +70,17 @@ class Pace:
 
 
 def draw(seed: int, generations: int, drivers: int, redis: int) -> list[Fault]:
-    """A plan: a worker killed in each generation; driver and Redis killed so often; MLflow killed and a worker
-    stopped once. Redis is still away when the driver starts again after its last kill; MLflow dies early enough to
-    be back for the end."""
+    """A plan: a worker killed in each generation; driver and Redis killed so often; MLflow killed and, after the
+    drivers, a worker stopped once. Redis is still away when the driver starts again after its last kill; MLflow dies
+    early enough to be back for the end."""
     rng = random.Random(seed)
     plan = [Fault(WORKER, g, rng.uniform(0.05, 0.8)) for g in range(1, generations + 1)]
-    stopped = rng.randint(2, generations - 1)
-    plan.append(Fault(STOP, stopped, rng.uniform(0.05, 0.4)))
-    # One for a generation, so that each driver comes to work before the next kill; the table is the last of them.
-    for g in rng.sample([g for g in range(2, generations + 2) if g != stopped], drivers):
+    # One for a generation, so that each driver comes to work before the next kill.
+    for g in rng.sample(range(2, generations), drivers):
         plan.append(Fault(DRIVER, g, rng.uniform(0.05, 0.8), rng.uniform(0.5, 2)))
     last = max((fault for fault in plan if fault.kind == DRIVER), key=lambda fault: fault.generation)
+    # After the drivers: the job's own time limit must get the stopped worker, not its driver's end.
+    plan.append(Fault(STOP, rng.randint(last.generation + 1, generations), rng.uniform(0.05, 0.4)))
     plan.append(Fault(REDIS, last.generation, last.share - 0.04, 15.0))
     for g in rng.sample([g for g in range(1, generations + 1) if abs(g - last.generation) > 1], redis - 1):
         plan.append(Fault(REDIS, g, rng.uniform(0.05, 0.9), rng.uniform(2, 5)))
@@ -210,8 +210,6 @@ class Disturber:
         if fault.kind in (WORKER, STOP):
             return self._hit_worker(fault)
         if fault.kind == DRIVER:
-            if self._waits_for_the_stopped():
-                return False  # the job's own time limit must get the stopped worker, not its driver's end
             self._driver.kill()
             self._driver.wait()
             self._hit(fault, self._driver.pid, "driver")
