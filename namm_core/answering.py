@@ -6,6 +6,7 @@ prompts is left to `namm_core.decoding`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,8 @@ class Answer:
     tokens: list[int]
     """Greedy tokens, up to the stop token, which is left out."""
     logprob: float
-    """Mean log-probability of the reference answer's tokens, in nats."""
+    """Mean log-probability of the reference answer's tokens, in nats; with several answers in the reference, the
+    logarithm of the mean of their probabilities (each the exponential of its own mean)."""
     kept: list[float]
     """Per layer: entries held / tokens seen, right after the last prompt token (mean over KV heads)."""
 
@@ -41,25 +43,32 @@ def answer(
     cache: MemoryCache | None,
     max_new_tokens: int | list[int],
     stop: tuple[int, ...] = (),
+    scored: list[tuple[tuple[int, int], ...]] | None = None,
 ) -> list[Answer]:
     """Reads all prompts, scores the references by teacher forcing, and decodes greedily.
 
     prompts: per row (tokens,) int64, or their embeddings (tokens, size); references: per row (answer tokens,) int64 as
     they follow the prompt; cache: a fresh `MemoryCache`, or None for the stock full cache; max_new_tokens: greedy
-    tokens, the same for all rows or each row's own; stop: token ids that end an answer.
+    tokens, the same for all rows or each row's own; stop: token ids that end an answer; scored: per row, where in the reference its
+    answers stand (first, behind the last), the rest being what is fed between them; none, or empty, is all of it.
     """
     rows = len(prompts)
     limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else max_new_tokens
     past: Cache = DynamicCache(config=model.config) if cache is None else cache
     first, mask = prefill(model, prompts, past, goes_on=model.device.type == "cpu")
     kept = [[1.0] * len(past.layers)] * rows if cache is None else cache.kept_fractions()
-    scored = decoding.along(model, past, first, mask, references, limits)
-    wanted = torch.nn.utils.rnn.pad_sequence(references, batch_first=True).to(scored.device)
-    sure = scored[:, : wanted.shape[1]].log_softmax(-1).gather(-1, wanted[..., None])[..., 0].double().cpu()
-    greedy = decoding.greedy(model, past, scored, mask, references, limits, stop)
-    return [
-        Answer(greedy[i], float(sure[i, : len(reference)].mean()), kept[i]) for i, reference in enumerate(references)
-    ]
+    logits = decoding.along(model, past, first, mask, references, limits)
+    wanted = torch.nn.utils.rnn.pad_sequence(references, batch_first=True).to(logits.device)
+    sure = logits[:, : wanted.shape[1]].log_softmax(-1).gather(-1, wanted[..., None])[..., 0].double().cpu()
+    greedy = decoding.greedy(model, past, logits, mask, references, limits, stop)
+    spans = [(scored[i] if scored else ()) or ((0, len(reference)),) for i, reference in enumerate(references)]
+    return [Answer(greedy[i], _sureness(sure[i], spans[i]), kept[i]) for i in range(rows)]
+
+
+def _sureness(sure: Tensor, spans: tuple[tuple[int, int], ...]) -> float:
+    """Of one row's log-probabilities (places,), as `Answer.logprob` says."""
+    each = torch.stack([sure[first:last].mean() for first, last in spans])
+    return float(each[0] if len(each) == 1 else each.logsumexp(0) - math.log(len(each)))
 
 
 def prefill(

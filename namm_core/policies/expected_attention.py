@@ -12,7 +12,7 @@ from torch import Tensor
 from namm_core.policy import Scoring, check_count
 from namm_core.protocols import State, View
 from namm_core.rotary import Rotary
-from namm_core.scoring.expected_attention import expected, gathered
+from namm_core.scoring.expected_attention import expected, gathered, raised
 
 
 @dataclass
@@ -27,6 +27,8 @@ class ExpectedAttention(Scoring):
         {"over": "layer"},
         {"epsilon": 0.0},
         {"over": "layer", "epsilon": 0.0},
+        {"epsilon": 0.0, "floor": 2.5},
+        {"over": "layer", "epsilon": 0.0, "floor": 2.5},
         {"over": "layer", "recent": 0.1},
         {"over": "layer", "whole_layers": 1},
     )
@@ -37,18 +39,22 @@ class ExpectedAttention(Scoring):
     """Next positions over which the rotation is averaged."""
     epsilon: float = 0.01
     """Added to the expected attention, so that values count where there is next to none of it."""
+    floor: float = 0.0
+    """Added to it as well, in units of its mean over the tokens held, so that it means the same at every length."""
     needs_queries = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("future", self.future, least=1)
-        if not self.epsilon >= 0:
-            raise ValueError(f"epsilon is at least 0, not {self.epsilon}")
+        for name, value in (("epsilon", self.epsilon), ("floor", self.floor)):
+            if not value >= 0:
+                raise ValueError(f"{name} is at least 0, not {value}")
 
     def summarise(self, summary: State, queries: Tensor, positions: Tensor, rotary: Rotary | None) -> State:
         """Count, mean and scatter of all queries so far. See `Policy.summarise`."""
         return gathered(summary, queries, positions, rotary, self.sinks)
 
     def scores(self, state: State, view: View) -> Tensor:
-        """(rows, kv_heads, keys): (expected attention + epsilon) times the value's norm."""
-        return (expected(view, self.sinks, self.future) + self.epsilon) * view.values.float().norm(dim=-1)
+        """(rows, kv_heads, keys): (expected attention + epsilon + floor / held) times the value's norm."""
+        attention = raised(expected(view, self.sinks, self.future), view, self.floor) + self.epsilon
+        return attention * view.values.float().norm(dim=-1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from namm_core.protocols import State, View
+from namm_core.protocols import Entries, State, View
 from namm_core.rotary import Rotary, turn
 
 
@@ -54,6 +54,12 @@ def expected(view: View, sinks: int, future: int) -> Tensor:
         logits = (keys @ mean[:, :, group, :, None])[..., 0] + (turned * keys).sum(-1) / 2
         attention = attention + logits.masked_fill(sunk, torch.finfo(logits.dtype).min).softmax(-1)
     return attention / (heads // kv_heads)
+
+
+def raised(attention: Tensor, view: Entries, floor: float) -> Tensor:
+    """(rows, kv_heads, keys): expected attention plus `floor` times its mean over what each head holds."""
+    held = (view.positions >= 0).sum(-1, keepdim=True).clamp(min=1)
+    return attention + floor / held
 
 
 def _future_queries(view: View, future: int) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ class Language(Target[Prompt]):
             return self._recent[ref]
         key = content_key(
             "prompt",
-            version=6,
+            version=7,
             tokenizer=self._tokenizer_digest,
             tasks=[self._tasks_digest, self.tasks.fingerprint(ref.task)],
             prompt=[self._prompt_choices, self._chat],
@@ -86,6 +86,7 @@ class Language(Target[Prompt]):
             cache,
             [p.max_new_tokens for p in rows],
             self._ends,
+            [p.scored for p in rows],
         )
         return graded(self.tasks, self.tokenizer, rows, answers)
 

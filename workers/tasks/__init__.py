@@ -14,6 +14,17 @@ OWN_METRIC = "own"
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A further question about the same prompt, asked when the one before has been answered."""
+
+    question: str
+    prefix: str
+    """How its answer begins, which the model is given."""
+    answer: str
+    """What the model should write next."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One prompt with its reference answers."""
 
@@ -45,6 +56,8 @@ class Sample:
     prefix: str = ""
     """How the answer begins, which the model is given (RULER's answer prefix): on a line behind the prompt, or where a
     chat template lets the model answer."""
+    turns: tuple[Turn, ...] = ()
+    """Questions that follow the first, in order; each adds its answer's probability to the sample's, none its score."""
     facts: tuple[tuple[int, int], ...] = ()
     """Character spans of all sentences that state facts, asked for or not; () if the task does not know them."""
 

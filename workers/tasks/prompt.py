@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ class Prompt:
     ids: np.ndarray
     """(tokens,) int32, the prompt."""
     reference: np.ndarray
-    """(answer tokens,) int32, the first answer as it continues the prompt."""
+    """(answer tokens,) int32, the first answer as it continues the prompt; where further questions follow, these and
+    their answers, too."""
     relevant: np.ndarray
     """(relevant,) int32, positions of the tokens that an oracle keeps."""
     answers: tuple[str, ...]
@@ -39,6 +41,8 @@ class Prompt:
     """Names of all classes, for `classification_score`."""
     drops_breaks: bool = True
     """Whether line breaks in front of an answer go before a line break ends it."""
+    scored: tuple[tuple[int, int], ...] = ()
+    """Where the answers stand in `reference` (first, behind the last), one for each question; empty: it is one."""
 
     @property
     def tokens(self) -> int:
@@ -47,7 +51,7 @@ class Prompt:
 
     def pack(self) -> np.ndarray:
         """One int32 array: lengths, then ids, reference, relevant positions and the rest as UTF-8 bytes."""
-        grading = [self.metric, self.max_new_tokens, self.stop, self.classes, self.drops_breaks]
+        grading = [self.metric, self.max_new_tokens, self.stop, self.classes, self.drops_breaks, self.scored]
         rest = json.dumps([self.ref, self.answers, *grading]).encode()
         parts = [self.ids, self.reference, self.relevant, np.frombuffer(rest, np.uint8)]
         return np.concatenate([[len(part) for part in parts], *parts]).astype(np.int32)
@@ -56,9 +60,10 @@ class Prompt:
     def unpack(cls, packed: np.ndarray) -> Prompt:
         """Undoes `pack`."""
         ids, reference, relevant, rest = np.split(packed[4:], np.cumsum(packed[:3]))
-        ref, answers, metric, limit, stop, classes, drops = json.loads(rest.astype(np.uint8).tobytes())
+        ref, answers, metric, limit, stop, classes, drops, scored = json.loads(rest.astype(np.uint8).tobytes())
         texts = tuple(answers), metric, limit, tuple(stop), tuple(classes)
-        return cls(SampleRef(*ref), ids, reference, relevant, *texts, drops)
+        spans = tuple((first, last) for first, last in scored)
+        return cls(SampleRef(*ref), ids, reference, relevant, *texts, drops, spans)
 
 
 def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None = None) -> Prompt:
@@ -92,6 +97,13 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
     kept = middle_truncated(len(ids), config.max_tokens)
     completion = sample.answers[0] if templated and not sample.prefix else sample.completion
     reference = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    first = len(reference)
+    scored = [(0, first)] if sample.turns else []
+    for asking, answering in _turns(sample, tokenizer, templated):
+        reference += tokenizer(asking, add_special_tokens=False)["input_ids"]
+        answered = tokenizer(answering, add_special_tokens=False)["input_ids"]
+        scored.append((len(reference), len(reference) + len(answered)))
+        reference += answered
     return Prompt(
         SampleRef(sample.task, sample.split, sample.index),
         ids[kept],
@@ -99,10 +111,11 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
         np.flatnonzero(relevant[kept]).astype(np.int32),
         sample.answers,
         sample.metric,
-        sample.max_new_tokens or len(reference),
+        sample.max_new_tokens or first,
         sample.stop,
         sample.classes,
         sample.drops_breaks,
+        tuple(scored),
     )
 
 
@@ -139,6 +152,23 @@ def _templated(prompt: str, tokenizer: Tokenizer, parts: bool = False) -> tuple[
     text = str(tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True))
     # many templates strip what they are given
     return text, text.find(prompt.strip()) - (len(prompt) - len(prompt.lstrip()))
+
+
+def _turns(sample: Sample, tokenizer: Tokenizer, templated: bool) -> Iterator[tuple[str, str]]:
+    """For each further question, what stands between the last answer and the next, and that answer."""
+    if not templated:
+        for turn in sample.turns:
+            yield f"\n\n{turn.question}\n{turn.prefix}", f" {turn.answer}"
+        return
+    said = f"{sample.prefix} {sample.answers[0]}".strip()
+    talk = [{"role": "user", "content": sample.prompt}, {"role": "assistant", "content": said}]
+    for turn in sample.turns:
+        before = str(tokenizer.apply_chat_template(talk[:-1], tokenize=False, add_generation_prompt=True))
+        talk.append({"role": "user", "content": turn.question})
+        text = str(tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
+        yield text[text.index(said, len(before)) + len(said) :] + turn.prefix, f" {turn.answer}"
+        said = f"{turn.prefix} {turn.answer}"
+        talk.append({"role": "assistant", "content": said})
 
 
 def _opened(ids: np.ndarray, offsets: np.ndarray, tokenizer: Tokenizer, bos: str) -> tuple[np.ndarray, np.ndarray]:

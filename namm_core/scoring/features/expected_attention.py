@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 FUTURE = 512
 """Next positions over which the rotation is averaged, as the policy has it."""
-EPSILON = 0.01
-"""Added to the expected attention, as the policy has it."""
+FLOOR = 2.5
+"""Added to the expected attention, in units of its mean over what is held: it means the same at every length."""
 LEAST = 1e-7
 """The same for the second number, in which values play no part."""
 
 
 class ExpectedAttention(BaseFeature):
-    """Two numbers, standardised logarithms: the policy's score, and the expected attention alone."""
+    """Two numbers, standardised logarithms: the policy's score (with `floor`, without `epsilon`), and the expected
+    attention alone."""
 
     needs_queries = True
     rules = {"expected_attention": 1.0}
@@ -43,9 +44,9 @@ class ExpectedAttention(BaseFeature):
         """(rows, kv_heads, keys, 2)."""
         import torch
 
-        from namm_core.scoring.expected_attention import expected
+        from namm_core.scoring.expected_attention import expected, raised
         from namm_core.scoring.standardising import standardised
 
         attention = expected(held.seen, held.config.sinks, FUTURE)
-        policy = (attention + EPSILON) * held.values.float().norm(dim=-1).clamp(min=1e-6)
+        policy = raised(attention, held.seen, FLOOR) * held.values.float().norm(dim=-1).clamp(min=1e-6)
         return torch.stack([standardised(x.log(), held) for x in (policy, attention + LEAST)], dim=-1)

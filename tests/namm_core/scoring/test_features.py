@@ -26,7 +26,13 @@ ALL = (
     "value_similarity",
 )
 INTERVAL = 32
-RULES = {"expected_attention": 1.0, "keydiff": -1.0, "high_norm": 1.0, "l2": -1.0}
+RULES: dict[str, dict] = {
+    "expected_attention": {"epsilon": 0.0, "floor": 2.5},
+    "keydiff": {},
+    "high_norm": {},
+    "l2": {},
+}
+"""The rules, and their settings as the memory has them."""
 
 
 def config(**given) -> NammConfig:
@@ -104,7 +110,7 @@ def test_each_rule_is_a_point_of_the_memorys_space(rule, scorer, over):
     chosen = config(features=names, scorer=scorer, over=over, standardised=over, sinks=4)
     # No token twice: at the first layer their keys' norms would be equal but for rounding.
     ids = torch.randperm(model.config.vocab_size, generator=torch.Generator().manual_seed(2))[None, : 4 * INTERVAL + 7]
-    policy = policies.named(rule)(budget=0.3, update_interval=INTERVAL, over=over, sinks=4)
+    policy = policies.named(rule)(budget=0.3, update_interval=INTERVAL, over=over, sinks=4, **RULES[rule])
     memory = Namm(chosen, rules.start(chosen, rule), budget=0.3)
     kept = []
     for one in (policy, memory):

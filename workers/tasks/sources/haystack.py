@@ -9,6 +9,7 @@ Source: NVIDIA/RULER (arXiv 2404.06654); its texts are essays, its wording the f
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 import re
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from workers.tasks import SPLITS, Sample, documents, needles
+from workers.tasks import SPLITS, Sample, Turn, documents, needles
 from workers.tasks.documents import Document, Passage
 from workers.tasks.drawing import check_ranges, choose, draw
 from workers.tasks.lengths import Lengths
@@ -41,6 +42,8 @@ class HaystackConfig:
 
     tokens: int = 2000
     """Longest prompt in tokens, answer prefix included; what a chat template writes around it comes on top."""
+    shortest: int | None = None
+    """Where given, each sample is of a length of its own, between this and `tokens`."""
     tokenizer: str | None = None
     """What counts them: a folder, Hub repository or fetched name as in `model.path`, or the path of a GGUF file; None:
     an estimate, for tokenizers with large vocabularies."""
@@ -57,7 +60,7 @@ class HaystackConfig:
         "definition",
         "heading",
     )
-    """Kinds of task in this set; the default names them all."""
+    """Kinds of task in this set; the default names all that ask one question, which leaves out `interview`."""
     seed: int = 0
     """Seed of all samples; another seed gives other samples."""
     fractions: tuple[float, ...] = (0.5, 0.2, 0.3)
@@ -89,6 +92,7 @@ class Draft:
     ordered: bool = False
     metric: str = "string_match_list"
     headings: bool = False
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -228,6 +232,25 @@ MADE: dict[str, Callable[[random.Random, needles.Wording, HaystackConfig], Draft
 """Kinds whose facts are put into the text."""
 LOOKED_UP: dict[str, Callable[[random.Random, LookUp], Draft]] = {k.__name__: k for k in (definition, heading)}
 """Kinds that the text itself answers."""
+INTERVIEW = "interview"
+"""A kind that puts the facts of several others into one text, and asks for each in turn: several answers for the price
+of one reading, and so the least noise for its time when a memory is evolved."""
+INTERVIEWED = ("single", "multikey", "multivalue", "definition")
+"""The kinds that it is made of."""
+
+
+def interview(rng: random.Random, drafts: list[Draft]) -> Draft:
+    """All of the drafts in one text, in random order, each asked about in turn."""
+    first, *rest = draw(rng, drafts, len(drafts))
+    queues = [list(draft.inserts) for draft in drafts]
+    order = draw(rng, [i for i, queue in enumerate(queues) for _ in queue], sum(map(len, queues)))
+    return dataclasses.replace(
+        first,
+        inserts=[queues[i].pop(0) for i in order],  # mixed, and those of one draft in their order
+        without=frozenset().union(*(draft.without for draft in drafts)),
+        ordered=True,
+        turns=tuple(Turn(draft.question, draft.prefix, draft.answer) for draft in rest),
+    )
 
 
 class HaystackTasks(Source):
@@ -239,17 +262,19 @@ class HaystackTasks(Source):
         """Reads the text. Raises ValueError, one line, for an unknown kind, a number out of its range, or too little
         text."""
         for kind in config.kinds:
-            if kind not in MADE and kind not in LOOKED_UP:
-                raise ValueError(f"unknown haystack task {kind!r}: choose among {', '.join((*MADE, *LOOKED_UP))}")
+            if kind not in (known := (*MADE, *LOOKED_UP, INTERVIEW)):
+                raise ValueError(f"unknown haystack task {kind!r}: choose among {', '.join(known)}")
         counts = {"needles": (2, 40), "values": (2, 12), "queries": (2, 12), "hops": (1, 12), "words": (1, 8)}
         check_ranges(config, {"tokens": (64, 10**9), **counts})
+        if config.shortest is not None:
+            check_ranges(config, {"shortest": (64, config.tokens)})
         self.config = config
         self._library = documents.read(config.text, documents.checked(config.fractions))
         self._lengths = Lengths(config.tokenizer)
         self._look_ups = {
             (kind, split): _FINDERS[kind](self._library.splits[split])
-            for kind in config.kinds
-            if kind in LOOKED_UP
+            for kind in LOOKED_UP
+            if kind in config.kinds or (INTERVIEW in config.kinds and kind in INTERVIEWED)
             for split in SPLITS
         }
         for (kind, split), found in self._look_ups.items():
@@ -279,16 +304,24 @@ class HaystackTasks(Source):
             )
         seed = hashlib.sha256(f"{self.config.seed}/{task}/{split}/{index}".encode()).digest()
         rng = random.Random(int.from_bytes(seed, "big"))
-        if task in LOOKED_UP:
-            draft = LOOKED_UP[task](rng, choose(rng, self._look_ups[task, split]))
+        if task == INTERVIEW:
+            draft = interview(rng, [self._draft(rng, kind, split) for kind in INTERVIEWED])
         else:
-            choice = needles.APART[split] if self.config.wordings == "apart" else needles.WORDINGS
-            draft = MADE[task](rng, choose(rng, choice), self.config)
+            draft = self._draft(rng, task, split)
         return self._sample(rng, draft, task, split, index)
+
+    def _draft(self, rng: random.Random, kind: str, split: str) -> Draft:
+        if kind in LOOKED_UP:
+            return LOOKED_UP[kind](rng, choose(rng, self._look_ups[kind, split]))
+        choice = needles.APART[split] if self.config.wordings == "apart" else needles.WORDINGS
+        return MADE[kind](rng, choose(rng, choice), self.config)
 
     def _sample(self, rng: random.Random, draft: Draft, task: str, split: str, index: int) -> Sample:
         asked = f"\n\n{draft.question}"
-        frame = Frame(OPENING, f"{asked}\n{draft.prefix}", self.config.tokens, self._lengths)
+        tokens, shortest = self.config.tokens, self.config.shortest
+        if shortest is not None:
+            tokens = shortest + int(rng.random() * (tokens - shortest + 1))
+        frame = Frame(OPENING, f"{asked}\n{draft.prefix}", tokens, self._lengths)
         sentences = stream(rng, self._library.splits[split], draft.headings, draft.without)
         filled = fill(rng, sentences, draft.inserts, frame, draft.ordered)
         prompt = OPENING + filled.text + asked
@@ -307,6 +340,7 @@ class HaystackTasks(Source):
             metric=draft.metric,
             max_new_tokens=None if whole else self._lengths.count(f" {draft.answer}") + EXTRA_TOKENS,
             prefix=draft.prefix,
+            turns=draft.turns,
             facts=moved(filled.facts),
         )
 
