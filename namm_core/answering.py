@@ -49,8 +49,8 @@ def answer(
 
     prompts: per row (tokens,) int64, or their embeddings (tokens, size); references: per row (answer tokens,) int64 as
     they follow the prompt; cache: a fresh `MemoryCache`, or None for the stock full cache; max_new_tokens: greedy
-    tokens, the same for all rows or each row's own; stop: token ids that end an answer; scored: per row, where in the reference its
-    answers stand (first, behind the last), the rest being what is fed between them; none, or empty, is all of it.
+    tokens, the same for all rows or each row's own; stop: token ids that end an answer; scored: per row, where in the
+    reference its answers stand (first, behind the last), the rest being fed between them; none, or empty, is all of it.
     """
     rows = len(prompts)
     limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else max_new_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import pytest
@@ -123,6 +124,22 @@ def test_every_row_has_its_own_limit(model, name):
     with opened(model, memory(name, [0] * 4)) as cache:
         found = answer(model, [prompt(n) for n in LENGTHS], references, cache, [1, 12, 3, 7])
     assert [got.tokens for got in found] == [known[0][:1], known[1], known[2][:3], known[3][:7]]
+
+
+@pytest.mark.parametrize("name", ["stock", "namm"])
+def test_several_answers_count_by_their_mean_probability(model, name):
+    """Against one token a call; what the reference has between its answers is fed, not scored."""
+    fed, reference, spans = prompt(76), list(range(3, 40)), ((0, 4), (9, 12), (30, 37))
+    each = []
+    for first, last in spans:
+        before = plain(model, fed, reference[:first], memory(name, [0]))[1] * first if first else 0.0
+        each.append((plain(model, fed, reference[:last], memory(name, [0]))[1] * last - before) / (last - first))
+    with opened(model, memory(name, [0, 0])) as cache:
+        given = [fed] * 2, [torch.tensor(reference)] * 2
+        several, one = answer(model, *given, cache, 4, scored=[spans, ()])
+    assert math.exp(several.logprob) == pytest.approx(sum(map(math.exp, each)) / 3, rel=1e-4)
+    right = plain(model, fed, reference, memory(name, [0]))[1]
+    assert one.logprob == pytest.approx(right, rel=1e-4) and one.tokens == several.tokens and len(one.tokens) == 4
 
 
 def test_nothing_is_fed_that_no_answer_needs():

@@ -16,16 +16,17 @@ from workers.tasks.lengths import Lengths, estimate
 from workers.tasks.loading import load_tasks
 from workers.tasks.metrics import score
 from workers.tasks.prompt import tokenise
-from workers.tasks.sources.haystack import LOOKED_UP, MADE, HaystackConfig
+from workers.tasks.sources.haystack import INTERVIEW, LOOKED_UP, MADE, HaystackConfig
 from workers.unit import PolicySpec, SampleRef, Unit
 
 SMALL = str(Path(__file__).parents[2] / "models" / "recall-small")
-KINDS = [("haystack", kind) for kind in (*MADE, *LOOKED_UP)] + [("text", "continue"), ("text", "recite")]
+KINDS = [("haystack", kind) for kind in (*MADE, *LOOKED_UP, INTERVIEW)] + [("text", "continue"), ("text", "recite")]
 EACH_KIND = pytest.mark.parametrize(("source", "kind"), KINDS)
 
 
 def tasks(source: str, **options):
-    return load_tasks({"source": source, "tokens": 1500, **options})
+    kinds = {"kinds": [*MADE, *LOOKED_UP, INTERVIEW]} if source == "haystack" else {}
+    return load_tasks({"source": source, "tokens": 1500, **kinds, **options})
 
 
 def whole(sample: Sample) -> str:
@@ -368,5 +369,31 @@ def test_estimates_are_close_to_a_real_tokenizer():
     assert Lengths(None).count("Internationalisation of configuration\n\nfiles") == 8
 
 
-def test_the_default_kinds_are_all():
+def test_an_interview_asks_for_every_fact_in_turn():
+    found = tasks("haystack", kinds=[INTERVIEW], needles=3, values=2)
+    orders = set()
+    for index in range(12):
+        sample = found.sample(INTERVIEW, "train", index)
+        rows = [(sample.prompt, sample.prefix, sample.answers[0])]
+        rows += [(turn.question, turn.prefix, turn.answer) for turn in sample.turns]
+        assert len(rows) == 4
+        orders.add(tuple("," in answer for _, _, answer in rows))
+        body = sample.prompt[: sample.relevant[-1][0]]
+        for question, prefix, answer in rows:
+            assert question.rstrip().endswith((".", "?")) and prefix
+            places = [body.index(value) for value in answer.split(", ")] if "," in answer else [body.index(answer)]
+            assert places == sorted(places)  # several values in the order of the text
+        assert len(sample.facts) == 1 + 3 + 2 + 1 and len(sample.relevant) == 2 + 1 + 1 + 2 + 1
+    assert len(orders) > 1
+
+
+def test_each_sample_has_a_length_of_its_own():
+    found = tasks("haystack", shortest=500)
+    lengths = [estimate(whole(found.sample("single", "train", i))) for i in range(30)]
+    assert min(lengths) < 700 and max(lengths) > 1300 and 460 <= min(lengths) and max(lengths) <= 1500
+    with pytest.raises(ValueError, match="shortest is 1600: give 64 to 1500"):
+        tasks("haystack", shortest=1600)
+
+
+def test_the_default_kinds_are_all_that_ask_one_question():
     assert set(HaystackConfig().kinds) == {*MADE, *LOOKED_UP}

@@ -13,7 +13,7 @@ from namm_core import NammConfig
 from orchestrator import spec
 from workers.config import EvaluatorConfig, ModelConfig, PromptConfig
 from workers.evaluator import Evaluator
-from workers.tasks import Sample
+from workers.tasks import Sample, Turn
 from workers.tasks.metrics import score
 from workers.tasks.prompt import Prompt, cut, tokenise
 from workers.unit import PolicySpec, SampleRef, Unit
@@ -81,6 +81,27 @@ def test_a_chat_template_goes_around_the_prompt():
     assert text(tokenise(few_shot, of, PromptConfig(chat_template=True)), of) == "<s>" + SAMPLE.prompt
     with pytest.raises(ValueError, match=r"prompt\.chat_template is on, but .* no chat template"):
         tokenise(SAMPLE, tokenizer(template=None), PromptConfig(chat_template=True))
+
+
+TURNS = (Turn("And the lock?", "It is", "7"), Turn("Both?", "They are", "42, 7"))
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_further_questions_follow_the_answer_as_a_conversation_goes_on(chat):
+    of = tokenizer()
+    sample = dataclasses.replace(SAMPLE, prefix="It is", turns=TURNS)
+    prompt = Prompt.unpack(tokenise(sample, of, PromptConfig(chat_template=chat)).pack())
+    everything = of.decode([*prompt.ids, *prompt.reference])
+    said = [SAMPLE.prompt, "It is 42", "And the lock?", "It is 7", "Both?", "They are 42, 7"]
+    if chat:
+        talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+        spoken = of.apply_chat_template(talk, tokenize=False).replace("<assistant>", "<assistant> ")
+        assert everything == spoken.removesuffix("</s>")
+    else:
+        assert everything == "<s>" + "\n".join((said[0], said[1], "", said[2], said[3], "", said[4], said[5]))
+    assert [of.decode(prompt.reference[a:b]) for a, b in prompt.scored] == [" 42", " 7", " 42, 7"]
+    assert prompt.max_new_tokens == 3  # those of the first answer
+    assert tokenise(SAMPLE, of).scored == ()
 
 
 @pytest.mark.parametrize("most", [2, 11, 12, 33, 34, 1000])

@@ -77,9 +77,7 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
         text, shift = _templated(sample.prompt, tokenizer, isinstance(sample, VideoSample))
     asked = shift + len(sample.prompt.rstrip() if templated else sample.prompt)  # where the prompt ends in the text
     if sample.prefix:
-        text += (
-            sample.prefix if templated and text[-1:].isspace() else f"{' ' if templated else chr(10)}{sample.prefix}"
-        )
+        text += _after(text, sample.prefix) if templated else f"\n{sample.prefix}"
     # A template writes the special tokens itself.
     special = config.bos == "auto" and not templated
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
@@ -154,6 +152,11 @@ def _templated(prompt: str, tokenizer: Tokenizer, parts: bool = False) -> tuple[
     return text, text.find(prompt.strip()) - (len(prompt) - len(prompt.lstrip()))
 
 
+def _after(text: str, prefix: str) -> str:
+    """How an answer begins behind what a template has written."""
+    return prefix if text[-1:].isspace() else f" {prefix}"
+
+
 def _turns(sample: Sample, tokenizer: Tokenizer, templated: bool) -> Iterator[tuple[str, str]]:
     """For each further question, what stands between the last answer and the next, and that answer."""
     if not templated:
@@ -166,7 +169,7 @@ def _turns(sample: Sample, tokenizer: Tokenizer, templated: bool) -> Iterator[tu
         before = str(tokenizer.apply_chat_template(talk[:-1], tokenize=False, add_generation_prompt=True))
         talk.append({"role": "user", "content": turn.question})
         text = str(tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
-        yield text[text.index(said, len(before)) + len(said) :] + turn.prefix, f" {turn.answer}"
+        yield text[text.index(said, len(before)) + len(said) :] + _after(text, turn.prefix), f" {turn.answer}"
         said = f"{turn.prefix} {turn.answer}"
         talk.append({"role": "assistant", "content": said})
 
