@@ -25,8 +25,6 @@ class ExpectedAttention(Scoring):
     settings = (
         {},
         {"over": "layer"},
-        {"epsilon": 0.0},
-        {"over": "layer", "epsilon": 0.0},
         {"epsilon": 0.0, "floor": 2.5},
         {"over": "layer", "epsilon": 0.0, "floor": 2.5},
         {"over": "layer", "recent": 0.1},
