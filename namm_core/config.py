@@ -57,6 +57,9 @@ class NammConfig:
     """With `budget`: first tokens that always stay."""
     recent: int = 0
     """With `budget`: newest tokens that always stay."""
+    depths: int = 0
+    """With `budget`: numbers at the front of theta that say how the layers share it, at as many depths, evenly spread
+    from the first layer to the last; 0: each layer has as much."""
     pool: int = 1
     """Tokens, odd, over which scores are averaged: each with its neighbours among those that its head holds."""
 
@@ -76,6 +79,8 @@ class NammConfig:
             raise ValueError(f"selection must be ragged, padded or budget, not {self.selection!r}")
         if self.sinks < 0 or self.recent < 0:
             raise ValueError(f"sinks and recent are at least 0, not {self.sinks} and {self.recent}")
+        if self.depths < 0 or (self.depths and self.selection != "budget"):
+            raise ValueError(f"depths is at least 0, and 0 without a budget to share, not {self.depths}")
         if self.pool < 1 or self.pool % 2 == 0:
             raise ValueError(f"pool must be odd, not {self.pool}")
         if not self.features or len(set(self.features)) < len(self.features):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from namm_core import saving
+from namm_core.allocation import allotted, shares
 from namm_core.config import NammConfig
 from namm_core.layer.packing import Packing
 from namm_core.policy import BasePolicy
@@ -154,7 +155,7 @@ class Namm(BasePolicy):
         if config.selection == "ragged":
             return scores >= 0
         if self.budget is not None:
-            tokens = self.budget.tokens(view)
+            tokens = self._allotted(view, self.budget.tokens(view))
             stays = reserved(view, tokens, config.sinks, config.recent)
             return top(scores.masked_fill(stays, torch.inf), view, tokens, config.over)
         newest = view.positions == view.newest[:, None, None]
@@ -249,6 +250,13 @@ class Namm(BasePolicy):
             raise ValueError(f"{path}: {error}") from None
 
     # -------------------------------------------------------------------------------------------------------
+
+    def _allotted(self, view: Entries, tokens: Tensor) -> Tensor:
+        """(rows,) int64, what a head of the view's layer keeps where it is `tokens` on average over the layers."""
+        if not self.config.depths or not isinstance(view, View):  # outside a model there is no depth
+            return tokens
+        share = shares(self.weights_at(view)[scorer.DEPTH], view.layers)
+        return allotted(tokens, view.newest + 1, share, view.layer)
 
     def _tokens(self, state: State, view: Entries) -> TokensSeen:
         device, longest = view.positions.device, max(view.newest.tolist()) + 1

@@ -29,7 +29,7 @@ from orchestrator.report import pictures
 from orchestrator.report.progress import Display
 from orchestrator.report.summary import summarise
 from orchestrator.session import Workplace
-from orchestrator.spec import BEST, JobSpec
+from orchestrator.spec import BEST, GIVEN, JobSpec
 from orchestrator.storage import files
 from orchestrator.storage.run_folder import JOB, MEMORY
 from workers.tasks.loading import load_tasks
@@ -152,9 +152,13 @@ def _problem(
         scorer.num_parameters(memory),
         size,
         together=dispatcher.evaluate_groups,
-        rules={name: _of_rule(job, name) for name in names},
+        rules={name: _of_rule(job, name) for name in names} if job.start.theta is None else {GIVEN: _given(job)},
         linear=rules.linear_part(memory) if any(stage.part == "linear" for stage in job.plan) else None,
     )
+
+
+def _given(job: JobSpec) -> np.ndarray:
+    return np.array(job.start.theta, np.float64)
 
 
 def _of_rule(job: JobSpec, rule: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from namm_core.config import NammConfig, Range, Ranged, Readable, from_fields, from_mapping
-from namm_core.scoring import rules
+from namm_core.scoring import rules, scorer
 from orchestrator import addresses, plugins
 from orchestrator.fitness_spec import BUDGETS, FitnessSpec
 from orchestrator.policy_entries import PolicyEntry, policy_entries
@@ -39,6 +40,8 @@ TABLE_BUDGET = 0.3
 
 BEST = "best"
 """The start that is the best rule on validation samples."""
+GIVEN = "given"
+"""What a start from `start.theta` is called among the rules."""
 
 LONGEST_NAME = 200
 """Bytes of a folder's name: file systems take 255, and evaluations add words to a run's name."""
@@ -57,6 +60,8 @@ class StartSpec:
     rule: str | None = None
     """A hand-made policy that the memory ranks as in the beginning (`namm_core.scoring.rules`), such as
     `expected_attention`, or `best`, the one that does best on validation samples; None: theta is 0 but for `bias`."""
+    theta: tuple[float, ...] | None = None
+    """All numbers of the memory in the beginning, in place of a rule: those of another one, say."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +269,13 @@ class JobSpec(Ranged, Readable):
             object.__setattr__(self, "evaluation", replace(evaluation, budget=TABLE_BUDGET))
 
     def _check_rule(self) -> None:
-        if self.start.rule == BEST:
+        if self.start.theta is not None:
+            wanted = scorer.num_parameters(self.memory)
+            if self.start.rule is not None or self.start.bias:
+                raise ValueError("start.theta says all numbers: leave out start.rule and start.bias")
+            if len(self.start.theta) != wanted or not all(map(math.isfinite, self.start.theta)):
+                raise ValueError(f"start.theta must be {wanted} finite numbers, not {len(self.start.theta)}")
+        elif self.start.rule == BEST:
             if not rules.rules(self.memory):
                 raise ValueError(f"start.rule {BEST}: no rule is a point of this memory's space; add memory.features")
         elif self.start.rule is not None:

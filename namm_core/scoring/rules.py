@@ -39,9 +39,10 @@ def start(config: NammConfig, rule: str) -> np.ndarray:
 
 
 def linear_part(config: NammConfig) -> np.ndarray:
-    """(N,) bool, the numbers in which the score is linear: the features' weights, and the score's bias."""
+    """(N,) bool, the numbers in which the score is linear (the features' weights, and the score's bias), and those that
+    share a budget among the layers."""
     part = np.zeros(scorer.num_parameters(config), bool)
-    part[_readout(config)] = part[-1] = True
+    part[: config.depths] = part[_readout(config)] = part[-1] = True
     return part
 
 
@@ -52,7 +53,7 @@ def _feature(name: str) -> Feature:
 def _readout(config: NammConfig) -> slice:
     """The features' weights within theta."""
     at, network = 0, scorer.find(config.scorer)
-    for name, shape in network.layout(config).items():
+    for name, shape in scorer.layout(config).items():
         size = math.prod(shape)
         if name == network.readout:
             return slice(at, at + size)

@@ -17,20 +17,30 @@ if TYPE_CHECKING:
     from namm_core.protocols import Scorer
 
 
+DEPTH = "depth"
+"""The part of theta that shares a budget among the layers (`namm_core.allocation`)."""
+
+
 def find(name: str) -> Scorer:
     """The scorer in `namm_core/scoring/scorers/<name>.py`. Raises ValueError, one line, for an unknown name."""
     return cast("Scorer", plugins.find_class(SCORERS, name, "scorer")())
 
 
+def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the parts of `theta`, in order: how layers share a budget, then the scorer's own."""
+    shared: dict[str, tuple[int, ...]] = {DEPTH: (config.depths,)} if config.depths else {}
+    return shared | find(config.scorer).layout(config)
+
+
 def num_parameters(config: NammConfig) -> int:
     """Length of `theta`; with the paper's numbers 4,172 for `bam`, 676 for `mlp`."""
-    return sum(math.prod(shape) for shape in find(config.scorer).layout(config).values())
+    return sum(math.prod(shape) for shape in layout(config).values())
 
 
 def unpack(config: NammConfig, theta: Tensor) -> dict[str, Tensor]:
-    """Views into theta (rows, N), the scorer's weights by name: each (rows, *shape)."""
+    """Views into theta (rows, N), its parts by name: each (rows, *shape)."""
     parts, at = {}, 0
-    for name, shape in find(config.scorer).layout(config).items():
+    for name, shape in layout(config).items():
         size = math.prod(shape)
         parts[name] = theta[:, at : at + size].unflatten(1, shape)
         at += size

@@ -126,7 +126,7 @@ class _Evolution:
         far, the start, and the mean that the last one ended with.
         """
         spec, evolved, told = self.spec, self.evolved, len(self.evolved.generations)
-        if spec.start.rule is None:
+        if not self.problem.rules:
             evolved.best, evolved.best_generation = evolved.last, told
             return -np.inf
         vectors = self._to_beat(number)
