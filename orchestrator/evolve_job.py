@@ -23,13 +23,14 @@ from orchestrator.evaluation.sizes import Sizing
 from orchestrator.evolution.budgets import at_budget
 from orchestrator.evolution.loop import Evolved, Problem, evolve
 from orchestrator.evolution.samples import Size, validation_samples
+from orchestrator.evolution.start import given
 from orchestrator.protocols import Recorder
 from orchestrator.report import model_card as card
 from orchestrator.report import pictures
 from orchestrator.report.progress import Display
 from orchestrator.report.summary import summarise
 from orchestrator.session import Workplace
-from orchestrator.spec import BEST, GIVEN, JobSpec
+from orchestrator.spec import BEST, JobSpec
 from orchestrator.storage import files
 from orchestrator.storage.run_folder import JOB, MEMORY
 from workers.tasks.loading import load_tasks
@@ -146,19 +147,16 @@ def _problem(
     """What is searched for: the memory's numbers, the rules among them that a job may start from, and who evaluates."""
     memory, rule = job.memory, job.start.rule
     names = [] if rule is None else rules.rules(memory) if rule == BEST else [rule]
+    starts = given(job) or {name: _of_rule(job, name) for name in names}
     return Problem(
         dispatcher.evaluate,
         statistics,
         scorer.num_parameters(memory),
         size,
         together=dispatcher.evaluate_groups,
-        rules={name: _of_rule(job, name) for name in names} if job.start.theta is None else {GIVEN: _given(job)},
+        rules=starts,
         linear=rules.linear_part(memory) if any(stage.part == "linear" for stage in job.plan) else None,
     )
-
-
-def _given(job: JobSpec) -> np.ndarray:
-    return np.array(job.start.theta, np.float64)
 
 
 def _of_rule(job: JobSpec, rule: str) -> np.ndarray:

@@ -40,8 +40,6 @@ TABLE_BUDGET = 0.3
 
 BEST = "best"
 """The start that is the best rule on validation samples."""
-GIVEN = "given"
-"""What a start from `start.theta` is called among the rules."""
 
 LONGEST_NAME = 200
 """Bytes of a folder's name: file systems take 255, and evaluations add words to a run's name."""

@@ -22,6 +22,11 @@ LATER = 4
 """Policies of the look before a later stage, at most: start, best and mean so far, and the full cache."""
 
 
+def given(spec: JobSpec) -> dict[str, np.ndarray]:
+    """What `start.theta` says, (N,) float64, under the name that it has among the rules; empty where it is None."""
+    return {} if spec.start.theta is None else {"given": np.array(spec.start.theta, np.float64)}
+
+
 @dataclass(frozen=True)
 class Before:
     """A vector that a stage's search must beat."""

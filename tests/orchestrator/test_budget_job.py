@@ -30,6 +30,7 @@ CHANGES = {
         "scorer": "linear",
         "selection": "budget",
         "features": ["key_similarity", "key_norm", "age"],
+        "depths": 2,
     },
     "start": {"rule": "keydiff"},
     "fitness": {
@@ -67,7 +68,7 @@ def test_from_a_rule_over_budgets_in_two_stages_and_again_after_a_kill(namm, siz
     start, (linear, whole) = result["start"], result["stages"]
     assert start["rule"] == "keydiff" and start["validation_fitness"] <= linear["validation_fitness"]
     assert linear["validation_fitness"] <= whole["validation_fitness"]
-    assert linear["searched"] == len(theta) == 11 and linear["sigma_start"] == 0.3
+    assert linear["searched"] == len(theta) == 13 and linear["sigma_start"] == 0.3
     records = [json.loads(line) for line in (run / "generations.jsonl").open()]
     memory = from_mapping(NammConfig, CHANGES["memory"])
     assert records[0]["start"] == linear["start"] == theta_digest(rules.start(memory, "keydiff"))
@@ -77,7 +78,8 @@ def test_from_a_rule_over_budgets_in_two_stages_and_again_after_a_kill(namm, siz
     trained = [line for line in lines if line.get("split") == "train"]
     for index in {line["index"] for line in trained}:
         kept = {line["kept"] for line in trained if (line["task"], line["index"]) == (TASKS[0], index)}
-        assert len(kept) == 2 and 1.0 in kept  # one size for all candidates, and the full cache
+        sizes_kept = sorted(kept - {1.0})  # but for shares that are no whole tokens
+        assert 1.0 in kept and sizes_kept[-1] - sizes_kept[0] < 0.02  # one size for all candidates, and the full cache
     asked = len([line for line in lines if "policy" in line])
 
     run.rename(tmp_path / "whole")

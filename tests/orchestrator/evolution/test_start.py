@@ -10,6 +10,7 @@ import pytest
 
 from namm_core.config import from_mapping
 from orchestrator.evolution.stage import theta_digest
+from orchestrator.evolution.start import given
 from orchestrator.search.algorithms.cma_es import CMAESConfig
 from orchestrator.spec import FitnessSpec, JobSpec, StageSpec, StartSpec, StopSpec
 from tests.orchestrator import landscape
@@ -53,6 +54,23 @@ def test_a_named_rule_is_where_the_search_starts_and_none_leaves_everything_as_i
     assert outcome.start["rule"] == "high_norm" and records[0]["start"] == theta_digest(RULES["high_norm"])
     plain, records = run(job(None))
     assert plain.start is None and "before" not in records[0] and records[0]["start"] == theta_digest(np.zeros(10))
+
+
+def test_given_numbers_are_where_the_search_starts():
+    memory = dataclasses.replace(MEMORY, features=("key_similarity", "age"))  # ten numbers
+    spec = landscape.job(
+        memory=memory, start=StartSpec(theta=tuple((0.5 * TARGET).tolist())), fitness=FitnessSpec(samples=2)
+    )
+    outcome, records = landscape.run(spec, Sized(), rules=given(spec))
+    assert outcome.start["rule"] == "given" and records[0]["start"] == theta_digest(0.5 * TARGET)
+    assert given(job(None)) == {}
+    for wrong, message in (
+        ({"theta": (1.0, 2.0)}, "start.theta must be 10 finite numbers, not 2"),
+        ({"theta": (float("nan"),) * 10}, "start.theta must be 10 finite numbers"),
+        ({"theta": (0.0,) * 10, "rule": "keydiff"}, "start.theta says all numbers: leave out start.rule"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            landscape.job(memory=memory, start=StartSpec(**wrong), fitness=FitnessSpec(samples=2))
 
 
 class Worse(Noisy):
