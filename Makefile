@@ -106,10 +106,10 @@ architecture: setup
 	$(BIN)/python -m tests.architecture
 
 # The pages of docs/, and the API from docstrings, as a site; fails on a warning, a broken link or a misspelt word.
-# NO_MKDOCS_2_WARNING: Material's notice about another project.
+# NO_MKDOCS_2_WARNING hides a notice of Material about another project; --quiet would hide warnings from --strict, too.
 docs: $(VENV)/.docs-installed
 	$(BIN)/python -m codespell_lib
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open build/site/index.html in a browser"
 
 ui: setup

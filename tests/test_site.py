@@ -58,7 +58,8 @@ class Read(HTMLParser):
 def site(tmp_path_factory) -> dict[Path, Read]:
     """The pages of the site, as `make docs` builds it; fails on the first warning."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    # Not --quiet, which hides warnings from --strict as well.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert built.returncode == 0, built.stdout + built.stderr
     return {page: Read(page) for page in sorted(folder.rglob("*.html")) if page.name != "404.html"}
