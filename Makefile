@@ -2,6 +2,7 @@
 # make test     all tests
 # make real     a memory on a real language model, beside the full cache and the two best other policies
 # make ui       look at the generations in a browser
+# make docs     the pages of docs/ as a site
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/recall.yaml
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: evolve resume evaluate transfer real inspect headline model test fuzz chaos cluster-test bench bench-dispatch bench-memory bench-kernel lint architecture setup ui report clean
+.PHONY: evolve resume evaluate transfer real inspect headline model test fuzz chaos cluster-test bench bench-dispatch bench-memory bench-kernel lint architecture docs setup ui report clean
 
 evolve: setup
 	$(BIN)/namm evolve $(CONFIG)
@@ -104,6 +105,13 @@ lint: setup
 architecture: setup
 	$(BIN)/python -m tests.architecture
 
+# The pages of docs/, and the API from docstrings, as a site; fails on a warning, a broken link or a misspelt word.
+# NO_MKDOCS_2_WARNING hides a notice of Material about another project; --quiet would hide warnings from --strict, too.
+docs: $(VENV)/.docs-installed
+	$(BIN)/python -m codespell_lib
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open build/site/index.html in a browser"
+
 ui: setup
 	$(BIN)/namm ui
 
@@ -117,6 +125,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV); this takes a few minutes the first time"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[benchmarks,dev]"
+	@touch $@
+
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	@touch $@
 
 clean:

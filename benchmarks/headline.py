@@ -91,9 +91,9 @@ def page(job: JobSpec, rows: list[dict], results: list[dict], whole: dict, secon
     lines = [
         "# The headline, measured",
         "",
-        "This page is written by `make headline`. All seeds share the held-out samples: in the pooled table, a sample's"
-        " "
-        "scores are averaged over the seeds before the paired interval is computed.",
+        "How well memories do that were evolved from several seeds, beside the full cache at its best and other "
+        "policies of the same size. This page is written by `make headline`. All seeds share the held-out samples: in "
+        "the pooled table, a sample's scores are averaged over the seeds before the paired interval is computed.",
         "",
         "## The base at its best",
         "",

@@ -200,7 +200,7 @@ class MemoryCache(Cache):
         return list(self._layers[0].fed)
 
     def kept_positions(self, layer: int) -> list[list[Tensor]]:
-        """True positions that `layer` holds, ascending: [batch][kv_head] -> (kept,) int64."""
+        """True positions that `layer` holds, ascending: `[batch][kv_head]` -> (kept,) int64."""
         stored = self._layers[layer].stored
         if stored is None:
             return []

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 CURRENT = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
-    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "LOG.md"),
+    *(path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name != "LOG.md"),
     *sorted((ROOT / "models").glob("*/README.md")),
 ]
 """Pages that describe the repository as it is; the log and the changelog describe it as it was."""
@@ -73,6 +73,17 @@ def test_use_it(tmp_path, monkeypatch, capsys, small_model):
     printed = capsys.readouterr().out
     assert "Where is Anna? Paris" in printed
     assert "bytes of keys and values" in printed
+
+
+def test_tutorial_program(tmp_path, monkeypatch, capsys, small_model):
+    """The program in the tutorial, in a folder with the shipped model and memory; the text is too short to forget."""
+    program = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.DOTALL).group(1)
+    (tmp_path / "models").symlink_to(small_model.parent)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "tutorial.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "Where is Anna? Paris" in printed
+    assert "[[1.0, 1.0, 1.0]]" in printed
 
 
 def test_without_the_package(tmp_path, monkeypatch, small_model):
