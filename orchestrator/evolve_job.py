@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ from orchestrator.evolution.budgets import at_budget
 from orchestrator.evolution.loop import Evolved, Problem, evolve
 from orchestrator.evolution.samples import Size, validation_samples
 from orchestrator.evolution.start import given
+from orchestrator.inspection import looks
+from orchestrator.inspection.looks import Looks
+from orchestrator.inspection.story import Story, render
 from orchestrator.protocols import Recorder
 from orchestrator.report import model_card as card
 from orchestrator.report import pictures
@@ -32,12 +36,13 @@ from orchestrator.report.summary import summarise
 from orchestrator.session import Workplace
 from orchestrator.spec import BEST, JobSpec
 from orchestrator.storage import files
-from orchestrator.storage.run_folder import JOB, MEMORY
+from orchestrator.storage.run_folder import JOB, MEMORY, STORY
 from workers.tasks.loading import load_tasks
 from workers.unit import PolicySpec, SampleRef
 
 if TYPE_CHECKING:  # slow to import
     from orchestrator.dispatch.dispatcher import Dispatcher
+    from workers.reading import Reading
 
 
 def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
@@ -78,7 +83,8 @@ def _run(job: JobSpec, workplace: Workplace, display: Display) -> dict[str, Any]
     result = summarise(records, _about(job, workplace, outcome, threshold) | times)
     files.write_json(workplace.folder / "result.json", result)
     _export(memory, job, workplace.folder / MEMORY, card.text(job, result))
-    draw(workplace, recorder.history, memory, held_out[0])
+    reading = draw(workplace, recorder.history, memory, held_out[0])
+    recorder.write_story(result, looks.of_reading(reading))
     _publish(job, workplace, result)
     return result
 
@@ -90,11 +96,14 @@ class RunRecorder(Recorder):
 
     Attributes:
         history: records of the generations told so far.
+        looks: what was held of one held-out prompt, at each look.
     """
 
     def __init__(self, job: JobSpec, workplace: Workplace, display: Display, started: float) -> None:
         self.job, self.workplace, self.display, self.started = job, workplace, display, started
         self.history: list[dict[str, Any]] = []
+        dispatcher = workplace.dispatcher
+        self.looks = Looks(partial(dispatcher.ask, "reading"), dispatcher.journal.fact, _held_out(job)[0])
 
     def recall(self, past: Iterable[dict[str, Any]]) -> None:
         """Shows the generations that were recorded before the job was interrupted."""
@@ -109,11 +118,19 @@ class RunRecorder(Recorder):
         """Shows how far a generation is."""
         self.display.progress(generation, done, of)
 
+    def looked(self, generation: int, memory: PolicySpec) -> None:
+        """Looks at what the search's mean holds of one prompt."""
+        self.looks.take(generation, at_budget(memory, self.job.evaluation.budget))
+        if not self.history:
+            self.write_story()
+
     def told(self, record: dict[str, Any], settled: Sequence[SampleRef]) -> None:
         """Records a generation, in the journal first. Raises ValueError if the copy of the run folder is lost."""
         self.workplace.dispatcher.journal.tell(record, list(settled))
         self._show(record)
         files.write_lines(self.workplace.folder / "generations.jsonl", self.history)
+        if record["generation"] in self.looks.taken:
+            self.write_story()
         mirror = self.workplace.mirror
         if mirror is not None and mirror.lost:
             raise ValueError(mirror.lost)
@@ -124,6 +141,15 @@ class RunRecorder(Recorder):
             folder = self.workplace.folder / "stages" / entry["name"]
             _export(best, self.job, folder / MEMORY)
             _export(mean, self.job, folder / "mean")
+
+    def write_story(self, result: dict[str, Any] | None = None, final: dict[str, Any] | None = None) -> None:
+        """Writes `story.html`, and sends it to MLflow. result, final: see `Story`, of a run that has ended."""
+        if not self.looks.taken:
+            return  # no look succeeded, which was said
+        path = self.workplace.folder / STORY
+        story = Story(self.job, self.history, self.looks.prompt, self.looks.taken, result, final)
+        files.write(path, render(story))
+        self.workplace.tracker.artifact(path)
 
     def _show(self, record: dict[str, Any]) -> None:
         self.history.append(record)
@@ -211,14 +237,17 @@ def _publish(job: JobSpec, workplace: Workplace, result: dict[str, Any]) -> None
     tracker.register(folder / MEMORY, job.registered_model, job.share.alias, figures, text)
 
 
-def draw(workplace: Workplace, history: list[dict[str, Any]], memory: PolicySpec, sample: SampleRef) -> None:
-    """Draws the run's pictures: fitness, kept fractions, and which tokens of one held-out prompt are still held."""
+def draw(workplace: Workplace, history: list[dict[str, Any]], memory: PolicySpec, sample: SampleRef) -> Reading:
+    """Draws the run's pictures: fitness, kept fractions, and which tokens of one held-out prompt are still held;
+    returns what is held of it."""
     folder = workplace.folder
     pictures.fitness_curve(history, folder / "fitness.png")
     pictures.kept_heatmap(history, folder / "kept.png")
-    tokens, held, relevant = workplace.dispatcher.ask("kept_map", memory, sample)
+    reading: Reading = workplace.dispatcher.ask("reading", memory, sample)
     title = f"{sample.task}, held-out sample {sample.index}: share of layers and heads that hold each token"
-    pictures.prompt_picture(tokens, held, relevant, folder / "prompt.png", title)
+    share, relevant = reading.held.mean(axis=(0, 1)), np.flatnonzero(reading.relevant).tolist()
+    pictures.prompt_picture(reading.tokens, share, relevant, folder / "prompt.png", title)
+    return reading
 
 
 def _export(memory: PolicySpec, job: JobSpec, path: Path, card: str | None = None) -> None:

@@ -19,6 +19,8 @@ EVALUATION = "evaluate.yaml"
 """What was asked for, in the folder of an evaluation."""
 MEMORY = "namm"
 """Folder of the NAMM that a run evolved."""
+STORY = "story.html"
+"""The page that shows, generation by generation, what a run's memory holds."""
 WEIGHTS = "model.safetensors"
 """The file by which a folder is known to hold a saved NAMM."""
 
