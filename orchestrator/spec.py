@@ -32,7 +32,16 @@ from workers.config import ModelConfig, PromptConfig
 
 Kinds = tuple[str, ...]
 
-ELSEWHERE = ("name", "storage", "redis_url", "mlflow_uri", "mlflow_experiment", "workers", "plugins")
+ELSEWHERE = (
+    "name",
+    "storage",
+    "redis_url",
+    "mlflow_uri",
+    "mlflow_experiment",
+    "mlflow_system_metrics",
+    "workers",
+    "plugins",
+)
 """Settings of a job that say where things are and decide no number; what plug-ins hold does, wherever they stand."""
 
 TABLE_BUDGET = 0.3
@@ -183,6 +192,8 @@ class JobSpec(Ranged, Readable):
     """MLflow store; None: `mlflow.db` in the working folder."""
     mlflow_experiment: str = "namm"
     """MLflow experiment that the run belongs to; made where there is none."""
+    mlflow_system_metrics: bool = True
+    """Whether MLflow gets the load of the job's machine: processor, memory, disk, network."""
 
     @classmethod
     def from_plain(cls, value: Any, where: str) -> JobSpec:

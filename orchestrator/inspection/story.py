@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,6 +20,7 @@ from orchestrator.inspection.looks import ZERO
 from orchestrator.report.cells import DIFFERENCES, brackets, number, ordered
 from orchestrator.report.verdict import verdict
 from orchestrator.spec import JobSpec
+from orchestrator.storage.run_folder import JOB, MEMORY, RUNS
 
 LIGHT = 1_500_000
 """Characters that the looks may take, so that the page stays below 3 MB; of more looks, some are left out."""
@@ -63,9 +65,10 @@ def render(story: Story) -> str:
     job, told = story.job, len(story.records)
     sizes = _sizes(story)
     state = verdict(story.result) if story.result else f"{told} of {story.generations} generations told so far."
+    folder = RUNS / job.name
     return pages.get_template("story.html").render(
         title=f"How {job.name} learned what to forget",
-        lead=f"A memory for {job.model.path}, evolved on {', '.join(job.train)}. A generation is "
+        lead=f"A memory for {Path(job.model.path).name}, evolved on {', '.join(job.train)}. A generation is "
         f"{job.search.population} candidates; the slider stops where the search's mean was looked at on validation "
         "samples.",
         verdict=state,
@@ -76,8 +79,8 @@ def render(story: Story) -> str:
         final=_final(story.result) if story.result else None,
         generations=_table(story.records) if story.records else None,
         repeat={
-            "text": f"The memory: runs/{job.name}/namm. The same run again:",
-            "command": f"namm evolve runs/{job.name}/job.yaml name={job.name}-again",
+            "text": f"The memory: {folder / MEMORY}. The same run again:",
+            "command": f"namm evolve {folder / JOB} name={job.name}-again",
         },
     )
 
@@ -128,8 +131,12 @@ def _final_stop(story: Story, sizes: _Sizes | None) -> list[dict[str, Any]]:
 
 
 def _holds(look: Record) -> str:
-    text = f"The memory holds {look['kept']:.1%} of this prompt"
-    return text + ("." if look["relevant"] is None else f", and {look['relevant']:.1%} of what answers it.")
+    text = f"The memory holds {_percent(look['kept'])} of this prompt"
+    return text + ("." if look["relevant"] is None else f", and {_percent(look['relevant'])} of what answers it.")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _said(record: Record) -> list[str]:
@@ -137,8 +144,8 @@ def _said(record: Record) -> list[str]:
     told = [f"Fitness of the candidates {record['fitness_mean']:.3f}, of the best {record['fitness_best']:.3f}."]
     if "validation_score" in record:
         told.append(
-            f"On validation samples it scores {record['validation_score']:.3f} with {record['validation_kept']:.1%} of "
-            f"the cache, the full cache {record['validation_full']:.3f}."
+            f"On validation samples it scores {record['validation_score']:.3f} with "
+            f"{_percent(record['validation_kept'])} of the cache, the full cache {record['validation_full']:.3f}."
         )
     return told
 
@@ -186,7 +193,9 @@ def _figures(story: Story, sizes: _Sizes | None) -> list[dict[str, Any]]:
     layers = {record["generation"]: record["kept_layers"] for record in records}
     first, last = (", ".join(f"{share:.2f}" for share in layers[g]) for g in (at[0], at[-1]))
     label = f"Kept fraction by layer, from layer 0: {first} in generation 1; {last} in generation {at[-1]}."
-    figures.append(_figure("Kept fraction by layer (white: 0, dark: 1)", [], charts.cells(label, x, layers)))
+    figures.append(
+        _figure("Kept fraction by layer, on training samples (shades from 0 to 1)", [], charts.cells(label, x, layers))
+    )
     return figures + ([sizes.figure(max(sizes.curves))] if sizes else [])
 
 

@@ -18,6 +18,8 @@ from mlflow.artifacts import download_artifacts
 from safetensors.numpy import load_file
 
 from namm_core import Namm
+from orchestrator.report.verdict import verdict
+from orchestrator.tracking.registry import digest
 
 TIMES = ("seconds", "search_seconds")
 
@@ -78,6 +80,24 @@ def test_the_run_folder_tells_the_whole_story(finished):
     assert {entry.dataset_config for entry in card.data.eval_results} == {"residence", "topic", "resident"}
     assert (run / "namm" / "custom_generate" / "generate.py").is_file()
     assert "3/3" in printed and "streaming" in printed and str(run.relative_to(folder)) in printed
+    assert verdict(result) in printed.replace("\n", " ") and "runs/smoke/story.html" in printed
+
+
+def test_the_story_is_told_at_little_cost(finished):
+    """A look at the start, at each validation and at the end; less than 3 % of the search's time for the first ones."""
+    run = finished[0] / "runs" / "smoke"
+    story = (run / "story.html").read_text()
+    data = json.loads(story.partition('id="data">')[2].partition("</script>")[0])
+    assert [stop["name"] for stop in data["stops"]] == [
+        "before the first", "2 of 3", "3 of 3", "the memory of the table"
+    ]  # fmt: skip
+    lines = [json.loads(line[9:]) for line in (run / "journal.jsonl").open()]
+    looks = {line["fact"]: line["value"] for line in lines if line.get("fact", "").startswith("look ")}
+    assert list(looks) == ["look 0", "look 2", "look 3"]
+    result = json.loads((run / "result.json").read_text())
+    assert verdict(result) in story
+    cost = sum(look["seconds"] for look in looks.values())
+    assert cost < 0.03 * result["search_seconds"]
 
 
 def test_mlflow_tells_it_too(finished):
@@ -87,12 +107,24 @@ def test_mlflow_tells_it_too(finished):
     run = client.get_run(record["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["search.population"] == "4"
-    history = client.get_metric_history(record["run_id"], "fitness_mean")
+    history = client.get_metric_history(record["run_id"], "fitness/mean")
     assert [metric.step for metric in history] == [1, 2, 3]
-    for name in ("kept_layer/0", "sigma", "validation_score", "score/topic", "tokens_per_second"):
+    for name in (
+        "fitness_validation/score",
+        "kept/layer_0",
+        "search/sigma",
+        "tasks/score/topic",
+        "workers/tokens_per_second",
+    ):
         assert name in run.data.metrics
     names = {file.path for file in client.list_artifacts(record["run_id"])}
-    assert {"fitness.png", "kept.png", "prompt.png", "result.json", "namm"} <= names
+    assert {"fitness.png", "kept.png", "prompt.png", "result.json", "namm", "story.html"} <= names
+    result = json.loads((folder / "runs" / "smoke" / "result.json").read_text())
+    note = run.data.tags["mlflow.note.content"]
+    assert verdict(result) in note and "| namm |" in note.replace("**", "") and "runs/smoke/namm" in note
+    assert run.data.tags["namm.memory"] == digest(folder / "runs" / "smoke" / "namm")
+    experiment = client.get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     version = client.get_model_version_by_alias("namm-smoke", "champion")
     assert version.run_id == record["run_id"] and float(version.tags["kept"]) > 0
     place = client.get_model_version_download_uri("namm-smoke", version.version)

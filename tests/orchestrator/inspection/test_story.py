@@ -181,7 +181,7 @@ def test_the_slider_moves_tokens_figures_and_words(ran, shown):
         look, (shares, told, _, _) = story.looks[at], seen[name]
         heads = np.array([[ord(c) - ZERO for c in row] for row in look["held"]])
         np.testing.assert_allclose(shares, heads.mean(axis=0) / story.prompt["heads"])
-        assert f"holds {look['kept']:.1%} of this prompt" in told
+        assert f"holds {100 * look['kept']:.1f} % of this prompt" in told
     record = story.records[1]
     assert f"it scores {record['validation_score']:.3f}" in seen["2 of 4"][1]
     assert seen["before the first"][2] < seen["2 of 4"][2] < seen["4 of 4"][2]
