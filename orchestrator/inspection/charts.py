@@ -49,8 +49,9 @@ def lines(
 ) -> str:
     """A line or two; spread: (x, low, high) of a band behind them; dots: whether points of the first are marked.
 
-    label: says what the picture says, for those who do not see it. Raises ValueError without a finite point.
+    label: says what the picture says, for those who do not see it. Points that are not finite are left out.
     """
+    first, second = ([(g, y) for g, y in line if math.isfinite(y)] for line in (first, second))
     values = [y for _, y in (*first, *second)] + [y for _, *band in spread for y in band]
     y = upright(values, 150)
     parts = _scales(x, y, 150)
@@ -99,8 +100,8 @@ def points(x: Axis, y: Axis, line: Points) -> str:
 
 
 def upright(values: Sequence[float], height: int = 150) -> Axis:
-    """A vertical axis that has room for all values. Raises ValueError without a finite one."""
-    finite = [value for value in values if math.isfinite(value)]
+    """A vertical axis that has room for all finite values; from 0 to 1 where there are none."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     room = max(0.08 * (high - low), 0.01)
     return Axis(low - room, high + room, height - BOTTOM, TOP)

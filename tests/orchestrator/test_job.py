@@ -6,12 +6,16 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
@@ -20,6 +24,8 @@ from safetensors.numpy import load_file
 from namm_core import Namm
 from orchestrator.report.verdict import verdict
 from orchestrator.tracking.registry import digest
+from orchestrator.tracking.store import check_mlflow
+from tests.orchestrator import browser
 
 TIMES = ("seconds", "search_seconds")
 
@@ -36,11 +42,6 @@ def theta_of(folder: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, smoke):
     """A smoke job that ran to its end, undisturbed, with two workers: (working folder, what it printed)."""
-    import subprocess
-    import sys
-
-    import yaml
-
     folder = tmp_path_factory.mktemp("finished")
     (folder / "job.yaml").write_text(yaml.safe_dump({**smoke, "workers": {"count": 2}}))
     environment = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "MLFLOW_TRACKING_URI")}
@@ -130,6 +131,46 @@ def test_mlflow_tells_it_too(finished):
     place = client.get_model_version_download_uri("namm-smoke", version.version)
     got = Namm.from_pretrained(download_artifacts(place, tracking_uri=record["uri"]))
     assert np.array_equal(got.theta.numpy(), theta_of(folder / "runs" / "smoke"))
+
+
+@pytest.fixture(scope="module")
+def ui(finished):
+    """`namm ui` in the finished job's folder: the addresses that it prints, by what they are said to show."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "orchestrator.cli", "ui", "--port", str(port)]
+    process = subprocess.Popen(
+        command, cwd=finished[0], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    try:
+        yield dict(process.stdout.readline().strip().rsplit(": ", 1) for _ in range(3))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_two_clicks_in_mlflow_show_the_generations_the_verdict_and_the_memory(finished, ui, tmp_path):
+    """Real pages in a real browser: runs beside charts in their order, then the run's own page."""
+    if browser.CHROMIUM is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    check_mlflow(ui["all runs"].partition("/#")[0], patience=120)
+    page = browser.Page(tmp_path / "chromium")
+    try:
+        page.open(ui["all runs"])
+        told = page.until("document.body.innerText", "fitness_validation/score")
+        assert "Evaluation runs" not in told  # that is the view for chat applications
+        sections = ["fitness/best", "fitness_validation/difference"]
+        assert sorted(sections, key=told.index) == sections and told.count("tasks/") == told.count("system/") == 0
+        page.picture(tmp_path / "runs.png")
+        page.run("[...document.querySelectorAll('a')].find((a) => a.textContent.trim() === 'smoke').click()")
+        told = page.until("document.body.innerText", "Where it is")
+        result = json.loads((finished[0] / "runs" / "smoke" / "result.json").read_text())
+        assert verdict(result) in told and "3 generations of 4 candidates" in told
+        assert "runs/smoke/namm" in told and "namm-smoke" in told
+        page.picture(tmp_path / "run.png")
+    finally:
+        page.close()
 
 
 def test_one_worker_gives_the_same_bits_as_two(finished, namm, job_file, tmp_path):
