@@ -32,16 +32,7 @@ from workers.config import ModelConfig, PromptConfig
 
 Kinds = tuple[str, ...]
 
-ELSEWHERE = (
-    "name",
-    "storage",
-    "redis_url",
-    "mlflow_uri",
-    "mlflow_experiment",
-    "mlflow_system_metrics",
-    "workers",
-    "plugins",
-)
+ELSEWHERE = tuple("name storage redis_url mlflow_uri mlflow_experiment mlflow_system_metrics workers plugins".split())
 """Settings of a job that say where things are and decide no number; what plug-ins hold does, wherever they stand."""
 
 TABLE_BUDGET = 0.3
