@@ -20,7 +20,7 @@ from orchestrator.inspection.looks import ZERO
 from orchestrator.report.cells import DIFFERENCES, brackets, number, ordered
 from orchestrator.report.verdict import verdict
 from orchestrator.spec import JobSpec
-from orchestrator.storage.run_folder import JOB, MEMORY, RUNS
+from orchestrator.storage.run_folder import MEMORY, RUNS, again
 
 LIGHT = 1_500_000
 """Characters that the looks may take, so that the page stays below 3 MB; of more looks, some are left out."""
@@ -80,7 +80,7 @@ def render(story: Story) -> str:
         generations=_table(story.records) if story.records else None,
         repeat={
             "text": f"The memory: {folder / MEMORY}. The same run again:",
-            "command": f"namm evolve {folder / JOB} name={job.name}-again",
+            "command": again(folder),
         },
     )
 

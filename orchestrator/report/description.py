@@ -10,7 +10,7 @@ from orchestrator.report import tables
 from orchestrator.report.cells import markdown_rows
 from orchestrator.report.verdict import verdict
 from orchestrator.spec import JobSpec
-from orchestrator.storage.run_folder import JOB, MEMORY, STORY
+from orchestrator.storage.run_folder import MEMORY, STORY, again
 
 MOST_ROWS = 12
 """Validations in the table, the newest ones; a tag of MLflow takes 8,000 characters."""
@@ -33,7 +33,7 @@ def text(
     parts += [
         "### Where it is",
         f"The memory: `{folder / MEMORY}`. Every generation to look at: `{STORY}` among the artifacts, and "
-        f"`{folder / STORY}`. The same run again: `namm evolve {folder / JOB} name={job.name}-again`.",
+        f"`{folder / STORY}`. The same run again: `{again(folder)}`.",
     ]
     return "\n\n".join(parts)
 
