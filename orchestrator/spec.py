@@ -158,8 +158,7 @@ class JobSpec(Ranged, Readable):
     stages: tuple[StageSpec, ...] = ()
     """Parts of the job, one after the other; none: one, of `train`, `generations` and what else stands here."""
     plugins: tuple[str, ...] = ()
-    """Folders, or importable packages, that bring policies, scorers, task sources, targets and searches of their own
-    (`orchestrator.plugins`)."""
+    """Folders or packages that bring policies, scorers, task sources, targets and searches (`orchestrator.plugins`)."""
     target: str = "language"
     """What kind of model it is, and how it is scored: a module of `workers.targets`."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
