@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -24,20 +25,25 @@ from orchestrator.evolution.budgets import at_budget
 from orchestrator.evolution.loop import Evolved, Problem, evolve
 from orchestrator.evolution.samples import Size, validation_samples
 from orchestrator.evolution.start import given
+from orchestrator.inspection import looks
+from orchestrator.inspection.looks import Looks
+from orchestrator.inspection.story import Story, render
 from orchestrator.protocols import Recorder
+from orchestrator.report import description, metrics, pictures
 from orchestrator.report import model_card as card
-from orchestrator.report import pictures
 from orchestrator.report.progress import Display
 from orchestrator.report.summary import summarise
 from orchestrator.session import Workplace
 from orchestrator.spec import BEST, JobSpec
 from orchestrator.storage import files
-from orchestrator.storage.run_folder import JOB, MEMORY
+from orchestrator.storage.run_folder import JOB, MEMORY, RUNS, STORY
+from orchestrator.tracking.ties import MEMORY_TAG, NOTE
 from workers.tasks.loading import load_tasks
 from workers.unit import PolicySpec, SampleRef
 
 if TYPE_CHECKING:  # slow to import
     from orchestrator.dispatch.dispatcher import Dispatcher
+    from workers.reading import Reading
 
 
 def run(job: JobSpec, resume: bool, display: Display) -> dict[str, Any]:
@@ -64,6 +70,7 @@ def _run(job: JobSpec, workplace: Workplace, display: Display) -> dict[str, Any]
     size = load_tasks(job.tasks).size
     session.prepare(dispatcher, [*validation_samples(job, size=size), *held_out], display)
     statistics = session.statistics(job, dispatcher, display, size)
+    display.note(f"to watch it, open {workplace.folder / STORY}: it is written anew at each validation")
     display.start(job, dispatcher.fleet.wanted)
     recorder = RunRecorder(job, workplace, display, started)
     past = list(dispatcher.journal.told)
@@ -78,7 +85,8 @@ def _run(job: JobSpec, workplace: Workplace, display: Display) -> dict[str, Any]
     result = summarise(records, _about(job, workplace, outcome, threshold) | times)
     files.write_json(workplace.folder / "result.json", result)
     _export(memory, job, workplace.folder / MEMORY, card.text(job, result))
-    draw(workplace, recorder.history, memory, held_out[0])
+    reading = draw(workplace, recorder.history, memory, held_out[0])
+    recorder.tell(result, looks.of_reading(reading))
     _publish(job, workplace, result)
     return result
 
@@ -90,11 +98,14 @@ class RunRecorder(Recorder):
 
     Attributes:
         history: records of the generations told so far.
+        looks: what was held of one held-out prompt, at each look.
     """
 
     def __init__(self, job: JobSpec, workplace: Workplace, display: Display, started: float) -> None:
         self.job, self.workplace, self.display, self.started = job, workplace, display, started
         self.history: list[dict[str, Any]] = []
+        dispatcher = workplace.dispatcher
+        self.looks = Looks(partial(dispatcher.ask, "reading"), dispatcher.journal.fact, _held_out(job)[0])
 
     def recall(self, past: Iterable[dict[str, Any]]) -> None:
         """Shows the generations that were recorded before the job was interrupted."""
@@ -109,11 +120,19 @@ class RunRecorder(Recorder):
         """Shows how far a generation is."""
         self.display.progress(generation, done, of)
 
+    def looked(self, generation: int, memory: PolicySpec) -> None:
+        """Looks at what the search's mean holds of one prompt."""
+        self.looks.take(generation, at_budget(memory, self.job.evaluation.budget))
+        if not self.history:
+            self.tell()
+
     def told(self, record: dict[str, Any], settled: Sequence[SampleRef]) -> None:
         """Records a generation, in the journal first. Raises ValueError if the copy of the run folder is lost."""
         self.workplace.dispatcher.journal.tell(record, list(settled))
         self._show(record)
         files.write_lines(self.workplace.folder / "generations.jsonl", self.history)
+        if "validation_score" in record:
+            self.tell()
         mirror = self.workplace.mirror
         if mirror is not None and mirror.lost:
             raise ValueError(mirror.lost)
@@ -125,10 +144,21 @@ class RunRecorder(Recorder):
             _export(best, self.job, folder / MEMORY)
             _export(mean, self.job, folder / "mean")
 
+    def tell(self, result: dict[str, Any] | None = None, final: dict[str, Any] | None = None) -> None:
+        """Writes `story.html`, sends it to MLflow, and describes the run there. result, final: see `Story`, of a run
+        that has ended."""
+        self.workplace.tracker.tag(NOTE, description.text(self.job, self.workplace.folder, self.history, result))
+        if not self.looks.taken:
+            return  # no look succeeded, which was said
+        path = self.workplace.folder / STORY
+        story = Story(self.job, self.history, self.looks.prompt, self.looks.taken, result, final)
+        files.write(path, render(story))
+        self.workplace.tracker.artifact(path)
+
     def _show(self, record: dict[str, Any]) -> None:
         self.history.append(record)
-        metrics = _metrics(record, self.workplace, time.monotonic() - self.started)
-        self.workplace.tracker.generation(record["generation"], metrics)
+        figures = _metrics(record, self.workplace, time.monotonic() - self.started)
+        self.workplace.tracker.generation(record["generation"], figures)
         self.display.generation(record, self.workplace.dispatcher.cost)
 
 
@@ -202,23 +232,29 @@ def _about(job: JobSpec, workplace: Workplace, outcome: Evolved, threshold: dict
 
 def _publish(job: JobSpec, workplace: Workplace, result: dict[str, Any]) -> None:
     """Sends what the run folder holds to MLflow, and registers the memory there."""
+    from orchestrator.tracking.registry import digest  # MLflow
+
     folder, tracker = workplace.folder, workplace.tracker
     for path in [*sorted(folder.glob("*.png")), folder / "result.json", folder / "samples.jsonl"]:
         tracker.artifact(path)
     tracker.artifact(folder / MEMORY, MEMORY)
     tracker.metrics_final(_final_metrics(result))
     figures, text = card.figures(result), card.body(job, result)
+    tracker.tag(MEMORY_TAG, digest(folder / MEMORY))
     tracker.register(folder / MEMORY, job.registered_model, job.share.alias, figures, text)
 
 
-def draw(workplace: Workplace, history: list[dict[str, Any]], memory: PolicySpec, sample: SampleRef) -> None:
-    """Draws the run's pictures: fitness, kept fractions, and which tokens of one held-out prompt are still held."""
+def draw(workplace: Workplace, history: list[dict[str, Any]], memory: PolicySpec, sample: SampleRef) -> Reading:
+    """Draws the run's pictures: fitness, kept fractions, and which tokens of one held-out prompt are still held;
+    returns what is held of it."""
     folder = workplace.folder
     pictures.fitness_curve(history, folder / "fitness.png")
     pictures.kept_heatmap(history, folder / "kept.png")
-    tokens, held, relevant = workplace.dispatcher.ask("kept_map", memory, sample)
+    reading: Reading = workplace.dispatcher.ask("reading", memory, sample)
     title = f"{sample.task}, held-out sample {sample.index}: share of layers and heads that hold each token"
-    pictures.prompt_picture(tokens, held, relevant, folder / "prompt.png", title)
+    share, relevant = reading.held.mean(axis=(0, 1)), np.flatnonzero(reading.relevant).tolist()
+    pictures.prompt_picture(reading.tokens, share, relevant, folder / "prompt.png", title)
+    return reading
 
 
 def _export(memory: PolicySpec, job: JobSpec, path: Path, card: str | None = None) -> None:
@@ -238,27 +274,22 @@ def _racing(outcome: Evolved) -> dict[str, Any] | None:
 
 
 def _tags(job: JobSpec) -> dict[str, str]:
-    note = f"Evolution of a NAMM on {', '.join(job.train)}; held-out kinds: {', '.join(job.heldout) or 'none'}."
-    return {"namm.model": job.model.path, "mlflow.note.content": note}
+    note = description.text(job, RUNS / job.name, [])
+    return {"namm.model": job.model.path, "namm.kind": "evolution", NOTE: note}
 
 
 def _metrics(record: dict[str, Any], workplace: Workplace, seconds: float) -> dict[str, float]:
     """Figures of a generation for MLflow; seconds: since the job began or was resumed."""
     dispatcher, cost = workplace.dispatcher, workplace.dispatcher.cost
-    metrics = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "generation"}
-    metrics |= {f"kept_layer/{i}": kept for i, kept in enumerate(record["kept_layers"])}
-    for name, key in {"score": "tasks", "base": "base", "normalised": "normalised"}.items():
-        metrics |= {f"{name}/{task}": value for task, value in record[key].items()}
-    metrics |= {
-        "evaluations": cost.evaluations,
-        "tokens_per_second": cost.tokens / seconds,
-        "prompt_cache_hits": cost.hits,
-        "prompt_cache_misses": cost.misses,
-        "workers": dispatcher.workers,
-        "workers_lost": cost.lost,
-        "units_copied": cost.copies,
+    return metrics.of_generation(record) | {
+        "workers/evaluations": cost.evaluations,
+        "workers/tokens_per_second": cost.tokens / seconds,
+        "workers/prompt_cache_hits": cost.hits,
+        "workers/prompt_cache_misses": cost.misses,
+        "workers/ready": dispatcher.workers,
+        "workers/lost": cost.lost,
+        "workers/units_copied": cost.copies,
     }
-    return metrics
 
 
 def _final_metrics(result: dict[str, Any]) -> dict[str, float]:

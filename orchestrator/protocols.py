@@ -91,6 +91,11 @@ class Recorder(Protocol):
         """A generation (from 0) under way has `done` of the `of` results that it waits for."""
         return None
 
+    def looked(self, generation: int, memory: PolicySpec) -> None:
+        """The search's mean after a generation (0: before the first) is, or was, looked at on validation samples.
+        Called before that generation is told, and again, with the same values, by an evolution that goes on."""
+        return None
+
     def told(self, record: dict[str, Any], settled: Sequence[SampleRef]) -> None:
         """The search was told a new generation. `record`: plain JSON values; `settled`: samples that nobody asks
         for again. What is kept here is `past` to an evolution that goes on."""

@@ -136,8 +136,16 @@ def opened(
         fleet = stack.enter_context(closing(RayFleet(evaluator_config(job, redis_url), job.workers)))
         dispatcher = Dispatcher(fleet, job.workers, journal)
         params = dataclasses.asdict(settings[1])
-        tracker = Tracker(store, job.mlflow_experiment, job.name, params, tags, run_id=_mlflow_run(folder))
-        files.write_json(folder / "mlflow.json", {"uri": masked_url(store), "run_id": tracker.run_id})
+        tracker = Tracker(
+            store,
+            job.mlflow_experiment,
+            job.name,
+            params,
+            tags,
+            run_id=_mlflow_run(folder),
+            system_metrics=job.mlflow_system_metrics,
+        )
+        files.write_json(folder / "mlflow.json", {"uri": masked_url(store), **tracker.ids})
         reserved.keep()
         display.begun = True
         finished = False

@@ -32,7 +32,7 @@ from workers.config import ModelConfig, PromptConfig
 
 Kinds = tuple[str, ...]
 
-ELSEWHERE = ("name", "storage", "redis_url", "mlflow_uri", "mlflow_experiment", "workers", "plugins")
+ELSEWHERE = tuple("name storage redis_url mlflow_uri mlflow_experiment mlflow_system_metrics workers plugins".split())
 """Settings of a job that say where things are and decide no number; what plug-ins hold does, wherever they stand."""
 
 TABLE_BUDGET = 0.3
@@ -158,8 +158,7 @@ class JobSpec(Ranged, Readable):
     stages: tuple[StageSpec, ...] = ()
     """Parts of the job, one after the other; none: one, of `train`, `generations` and what else stands here."""
     plugins: tuple[str, ...] = ()
-    """Folders, or importable packages, that bring policies, scorers, task sources, targets and searches of their own
-    (`orchestrator.plugins`)."""
+    """Folders or packages that bring policies, scorers, task sources, targets and searches (`orchestrator.plugins`)."""
     target: str = "language"
     """What kind of model it is, and how it is scored: a module of `workers.targets`."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -183,6 +182,8 @@ class JobSpec(Ranged, Readable):
     """MLflow store; None: `mlflow.db` in the working folder."""
     mlflow_experiment: str = "namm"
     """MLflow experiment that the run belongs to; made where there is none."""
+    mlflow_system_metrics: bool = True
+    """Whether MLflow gets the load of the job's machine: processor, memory, disk, network."""
 
     @classmethod
     def from_plain(cls, value: Any, where: str) -> JobSpec:

@@ -23,6 +23,7 @@ from workers import plugins, targets
 from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig
 from workers.protocols import Shown
+from workers.reading import Reading, reading
 from workers.timing import Timing
 from workers.unit import PolicySpec, SampleRef, SampleResult, Unit
 
@@ -97,19 +98,12 @@ class Evaluator:
             )
         return found.mean.numpy(), found.var.numpy(), found.count
 
-    def kept_map(self, spec: PolicySpec, ref: SampleRef) -> tuple[list[str], np.ndarray, list[int]]:
-        """One prompt's tokens as text, the share of layers and heads (tokens,) that hold each of them after the prompt,
-        and the positions of the tokens that answer it. Raises ValueError for the full cache."""
-        sample = self.target.sample(ref)
-        with self._cache((spec,), [sample]) as cache, torch.inference_mode():
+    def reading(self, spec: PolicySpec, ref: SampleRef) -> Reading:
+        """What a policy holds of one prompt, token by token. Raises ValueError for the full cache."""
+        with self._cache((spec,), [self.target.sample(ref)]) as cache, torch.inference_mode():
             if cache is None:
                 raise ValueError("the full cache keeps every token: nothing to map")
-            self.target.read(sample, cache)
-            heads = [head.cpu() for layer in range(len(cache.layers)) for head in cache.kept_positions(layer)[0]]
-            held = np.zeros(cache.seen)
-        for head in heads:
-            held[head.numpy()] += 1 / len(heads)
-        return self.target.labels(sample)[: len(held)], held, sample.relevant.tolist()
+            return reading(self.target, cache, ref, self.config.memory.update_interval)
 
     def timing(self, spec: PolicySpec, ref: SampleRef, tokens: int) -> Timing | None:
         """Time and memory for one sample's prompt and `tokens` forced tokens; None if the target has no speeds."""

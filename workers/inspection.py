@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,28 +11,9 @@ from namm_core import MemoryCache, Namm
 from namm_core.protocols import State, View
 from namm_core.sensitivity import own_derivatives
 from workers.evaluator import Evaluator
+from workers.reading import Reading, reading
 from workers.targets.language import Language
-from workers.tasks.prompt import tokenise
 from workers.unit import SampleRef
-
-FACT, QUESTION, FILLER, RELEVANT, OTHER = "facts", "question", "filler", "relevant", "other"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a memory held of one prompt right after reading it."""
-
-    sample: SampleRef
-    tokens: list[str]
-    """The prompt's tokens as text."""
-    kinds: list[str]
-    """Kind of each token: facts, question or filler; relevant or other if the task does not know its facts."""
-    relevant: np.ndarray
-    """(tokens,) bool, what an oracle would keep."""
-    held: np.ndarray
-    """(layers, kv_heads, tokens) bool."""
-    judged: int
-    """Tokens before the end of the last update; those after it are held because nobody has judged them yet."""
 
 
 @dataclass(frozen=True)
@@ -84,29 +64,5 @@ def inspect(evaluator: Evaluator, namm: Namm, samples: list[SampleRef]) -> tuple
 
 
 def _read(target: Language, probe: Probe, ref: SampleRef) -> Reading:
-    prompt = target.sample(ref)
-    length = len(prompt.ids)
     with MemoryCache(target.model, probe) as cache, torch.no_grad():
-        target.read(prompt, cache)
-        layers = [[head.cpu().numpy() for head in cache.kept_positions(i)[0]] for i in range(len(cache.layers))]
-    held = np.zeros((len(layers), len(layers[0]), length), bool)
-    for i, heads in enumerate(layers):
-        for j, positions in enumerate(heads):
-            held[i, j, positions] = True
-    relevant = np.zeros(length, bool)
-    relevant[prompt.relevant] = True
-    kinds = _kinds(target, ref, relevant)
-    return Reading(ref, target.labels(prompt), kinds, relevant, held, length - length % probe.update_interval)
-
-
-def _kinds(target: Language, ref: SampleRef, relevant: np.ndarray) -> list[str]:
-    """The kind of each token; if a task knows its facts, the question is the prompt's last line."""
-    sample = target.tasks.sample(*ref)
-    if not sample.facts:
-        return [RELEVANT if marked else OTHER for marked in relevant]
-    found = np.full(len(relevant), FILLER, dtype=object)
-    question = (sample.prompt.rstrip().rfind("\n"), len(sample.prompt))
-    for kind, spans in ((FACT, sample.facts), (QUESTION, (question,) if question[0] >= 0 else ())):
-        marked = dataclasses.replace(sample, relevant=spans)  # spans become tokens as the relevant ones do
-        found[tokenise(marked, target.tokenizer, target.config.prompt).relevant] = kind
-    return found.tolist()
+        return reading(target, cache, ref, probe.update_interval)

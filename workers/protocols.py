@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from workers.config import EvaluatorConfig, ModelConfig
     from workers.timing import Timing
 
+FACT, QUESTION, FILLER, RELEVANT, OTHER = "facts", "question", "filler", "relevant", "other"
+"""Kinds of a prompt's tokens."""
 SampleT = TypeVar("SampleT", covariant=True)
 """What a task set's samples are, such as `workers.tasks.Sample`."""
 
@@ -165,6 +167,13 @@ class Target(ABC, Generic[S]):
     def labels(self, sample: S) -> list[str]:
         """One short text for each token of a prompt, for pictures; without better knowledge its position."""
         return [str(i) for i in range(sample.tokens)]
+
+    def kinds(self, ref: SampleRef, sample: S) -> list[str]:
+        """The kind of each token of a prompt, for pictures; without better knowledge `RELEVANT` or `OTHER`."""
+        found = [OTHER] * sample.tokens
+        for position in sample.relevant.tolist():
+            found[position] = RELEVANT
+        return found
 
     def measure(self, sample: S, cache: MemoryCache | None, tokens: int) -> Timing | None:
         """Time and memory for the prompt and `tokens` forced tokens after it; None for a target that has no speeds."""

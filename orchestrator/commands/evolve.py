@@ -40,16 +40,33 @@ def command(config: str | None, overrides: tuple[str, ...], resume: bool, dry_ru
 
 def _run(config: str, overrides: tuple[str, ...], resume: bool) -> None:
     from orchestrator.evolve_job import run  # Ray, MLflow and matplotlib, which a plan does without
-    from orchestrator.report import tables
     from orchestrator.report.progress import shown
 
     job = _job(config, overrides, resume)
     with shown(f"namm evolve --resume {job.name}", begun=resume) as display:
         result = run(job, resume, display)
-    folder = run_folder.RUNS / job.name
-    display.console.print(tables.table(result))
-    display.console.print(f"run folder: {folder}   pictures: {folder}/*.png   the memory: {folder}/namm")
-    display.console.print("all generations: make ui (or namm ui), then http://127.0.0.1:5000")
+    _end(display.console, job.name, result)
+
+
+def _end(console: Console, name: str, result: dict[str, Any]) -> None:
+    """What was won or lost, the table, where everything is, and what to do next."""
+    from orchestrator.report import tables
+    from orchestrator.report.verdict import verdict
+
+    console.print(f"\n{verdict(result)}\n", style="bold", soft_wrap=True)
+    console.print(tables.table(result))
+    folder = run_folder.RUNS / name
+    story, memory, pictures = folder / run_folder.STORY, folder / run_folder.MEMORY, folder / "*.png"
+    lines = {"every generation": str(story)} if story.exists() else {}
+    lines |= {
+        "the memory": str(memory),
+        "pictures": str(pictures),
+        "next": f"namm evaluate {name}   all policies at all sizes",
+        "": f"namm inspect {name}   what it keeps, by layer, age and kind of token",
+        " ": "namm ui   all generations of all runs in MLflow (or make ui)",
+    }
+    for what, line in lines.items():
+        console.print(f"{what:<18}{line}", markup=False, soft_wrap=True)
 
 
 def _plan(config: str, overrides: tuple[str, ...], resume: bool, assumed: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from orchestrator.evaluation import curve_tables
 from orchestrator.messages import first_line
 from orchestrator.report import tables
+from orchestrator.report.verdict import verdict
 from orchestrator.storage import run_folder
 
 
@@ -33,6 +34,8 @@ def _print(evaluation: Path | None, result: dict[str, Any], markdown: bool) -> N
     if markdown:
         print(tables.markdown(result) if points is None else curve_tables.markdown(result, points))
     else:
+        if points is None:
+            Console(highlight=False).print(verdict(result), style="bold", soft_wrap=True)
         Console().print(tables.table(result) if points is None else curve_tables.table(result, points))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 
 import click
 
 from orchestrator.storage.run_folder import RUNS
 from orchestrator.tracking import store
+from workers.masking import masked_url
 
 
 @click.command(short_help="serve the MLflow UI until Ctrl-C")
@@ -20,5 +23,22 @@ def command(port: int, uri: str | None) -> None:
     if file is not None and not file.exists():
         raise ValueError(f"{file} does not exist yet: run a job first (make evolve), or name a store with --uri")
     words = store.ui_command(uri, port)
-    print(f"MLflow UI on http://127.0.0.1:{port} (some 20 s to start; Ctrl-C ends it)", flush=True)
+    known = _newest(uri)
+    print(f"MLflow UI, some 20 s to start; Ctrl-C ends it: {store.ui_page(port)}")
+    if "experiment_id" in known:
+        print(f"all runs: {store.ui_page(port, known['experiment_id'])}")
+        print(f"the last: {store.ui_page(port, known['experiment_id'], known['run_id'])}")
+    sys.stdout.flush()
     os.execvpe(words[0], words, {**os.environ, **store.UI_ENVIRONMENT})
+
+
+def _newest(uri: str) -> dict[str, str]:
+    """What the newest run of this folder in the store at `uri` is called there; empty where there is none."""
+    for path in sorted(RUNS.glob("*/mlflow.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            known = json.loads(path.read_text("utf-8"))
+            if known["uri"] == masked_url(uri):
+                return known
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return {}

@@ -37,6 +37,7 @@ from orchestrator.session import Workplace
 from orchestrator.storage import files
 from orchestrator.storage.journal import policy_key
 from orchestrator.storage.run_folder import EVALUATION
+from orchestrator.tracking.ties import NOTE, ties
 from workers.unit import PolicySpec
 
 Points = list[dict[str, Any]]
@@ -53,6 +54,8 @@ def run(spec: EvaluateSpec, resume: bool, display: Display) -> tuple[dict[str, A
     spec, memories = checked(spec)
     purpose = "evaluate-" + "".join(f"{policy_key(memory)}-" for memory in memories.values())
     with session.opened(spec.job, resume, display, (EVALUATION, spec), _tags(spec), purpose) as workplace:
+        for name, value in ties(spec.namm, workplace.tracker.uri).items():
+            workplace.tracker.tag(name, value)
         return _Evaluation(spec, memories, workplace, display).run()
 
 
@@ -207,6 +210,7 @@ def _write(workplace: Workplace, result: dict[str, Any], points: Points) -> None
     for name in ("curve.png", "curve.json", "curve.md", "result.json", "samples.jsonl"):
         workplace.tracker.artifact(folder / name)
     workplace.tracker.metrics_final(dict(_metrics(points)))
+    workplace.tracker.tag(NOTE, curve_tables.markdown(result, points))
 
 
 def _metrics(points: Points) -> Iterator[tuple[str, float]]:
@@ -220,4 +224,4 @@ def _metrics(points: Points) -> Iterator[tuple[str, float]]:
 
 def _tags(spec: EvaluateSpec) -> dict[str, str]:
     note = f"Evaluation of the NAMM {spec.namm} and other policies at several sizes on {', '.join(spec.job.kinds)}."
-    return {"namm.model": spec.job.model.path, "mlflow.note.content": note}
+    return {"namm.model": spec.job.model.path, "namm.kind": "evaluation", NOTE: note}

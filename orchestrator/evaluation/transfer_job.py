@@ -17,6 +17,7 @@ from orchestrator.report.progress import Display
 from orchestrator.storage import files
 from orchestrator.storage.run_folder import RUNS, find_evaluation
 from orchestrator.tracking.store import store_of
+from orchestrator.tracking.ties import NOTE, ties
 
 FILES = ("transfer.png", "transfer.md", "transfer.json")
 """What the run folder holds, and MLflow gets."""
@@ -59,8 +60,9 @@ def _write(folder: Path, first: EvaluateSpec, found: Mapping[str, Evaluated]) ->
     panels = {f"{target}: {Path(result['model']).name}": points for target, (result, points) in found.items()}
     curve_picture.draw_panels(panels, folder / "transfer.png")
     store = store_of(first.job.mlflow_uri, RUNS)
-    note = f"The NAMM {first.namm}, unchanged, on {', '.join(found)}."
-    params, tags = {"namm": first.namm, "targets": ", ".join(found)}, {"mlflow.note.content": note}
+    note = f"The NAMM {first.namm}, unchanged, on {', '.join(found)}.\n\n{transfer_tables.markdown(found)}"
+    params = {"namm": first.namm, "targets": ", ".join(found)}
+    tags = {"namm.kind": "transfer", NOTE: note, **ties(first.namm, store)}
     tracker = Tracker(store, first.job.mlflow_experiment, folder.name, params, tags)
     tracker.metrics_final(dict(_metrics(found)))
     for file in FILES:

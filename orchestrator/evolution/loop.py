@@ -111,6 +111,8 @@ class _Evolution:
             sigma = ended.next_sigma if ended is not None and plan.sigma == "keep" else plan.sigma0
             told = len(self.evolved.generations)
             part = self.problem.linear if plan.part == "linear" else None
+            if number == 0:
+                self.recorder.looked(0, self.problem.namm(mean))
             stage = StageRun(self.spec, number, mean, sigma, LOOKED_AT * len(validation), told, part)
             stage.looked(best)
             self._stage(stage, validation)
@@ -215,3 +217,4 @@ class _Evolution:
             self.evolved.best, self.evolved.best_generation = looks[record["validation_of"]], record["generation"]
         self.consumed.evaluations += stage.look
         stage.judge(self.consumed, looked=True)
+        self.recorder.looked(record["generation"], looks["mean"])

@@ -11,7 +11,8 @@ import numpy as np
 from namm_core.config import NammConfig
 
 if TYPE_CHECKING:  # imports torch
-    from workers.inspection import Reading, Sensitivity
+    from workers.inspection import Sensitivity
+    from workers.reading import Reading
 
 AGE_BINS = 48
 KINDS = ("facts", "filler", "question", "relevant", "other")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 if TYPE_CHECKING:  # imports torch
-    from workers.inspection import Reading
+    from workers.reading import Reading
 
 MOST_PROMPTS = 8
 """Prompts on one page, so that it stays light."""

@@ -64,6 +64,10 @@ class Display:
         """Names the step of the set-up that begins."""
         self.console.print(f"[dim]{text} ...[/dim]")
 
+    def note(self, text: str) -> None:
+        """Prints a line that may be of use."""
+        self.console.print(text, style="dim", markup=False, soft_wrap=True)
+
     def start(self, job: JobSpec, workers: int) -> None:
         """Announces the search: its stages, and the header of the lines that follow."""
         self._total = sum(stage.generations for stage in job.plan)

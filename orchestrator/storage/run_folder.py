@@ -6,6 +6,7 @@ Knows which files a run folder has, and nothing of what they say: a job's text i
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ EVALUATION = "evaluate.yaml"
 """What was asked for, in the folder of an evaluation."""
 MEMORY = "namm"
 """Folder of the NAMM that a run evolved."""
+STORY = "story.html"
+"""The page that shows, generation by generation, what a run's memory holds."""
 WEIGHTS = "model.safetensors"
 """The file by which a folder is known to hold a saved NAMM."""
 
@@ -33,6 +36,11 @@ class JobText:
     """Where it was found, for messages; no credentials."""
     storage: str | None = None
     """The URL that it was fetched from: where its run goes on being kept. None for a local file."""
+
+
+def again(folder: Path) -> str:
+    """The command that runs the job of a run folder again, under another name."""
+    return f"namm evolve {shlex.quote(str(folder / JOB))} {shlex.quote(f'name={folder.name}-again')}"
 
 
 def find(name: str, runs: Path = RUNS) -> Path:

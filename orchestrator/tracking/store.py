@@ -124,6 +124,19 @@ def _check_sqlite(uri: str) -> None:
         raise ValueError(f"MLflow store {file} cannot be written ({error.strerror}): choose another folder") from None
 
 
+def ui_page(port: int, experiment: str | None = None, run: str | None = None) -> str:
+    """Address of a page of the UI on this machine: that of a run, of an experiment's runs, or the first one.
+
+    It names the view for trained models, since MLflow 3.17 opens an experiment in the one for chat applications
+    otherwise, whatever the experiment's kind is; and of an experiment's runs, the charts beside them.
+    """
+    page = f"http://127.0.0.1:{port}"
+    if experiment is None:
+        return page
+    charts = "" if run else "&compareRunsMode=CHART"
+    return f"{page}/#/experiments/{experiment}/runs{f'/{run}' if run else ''}?workflowType=machine_learning{charts}"
+
+
 def ui_command(uri: str, port: int = 5000) -> list[str]:
     """Command line that serves the MLflow UI of the store at `uri` on 127.0.0.1:`port`, until stopped.
 

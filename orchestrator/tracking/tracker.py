@@ -54,6 +54,10 @@ _KEY_LENGTH = 250
 _PARAM_LENGTH = 6000
 _TAG_LENGTH = 8000
 
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment by which MLflow's UI shows runs and charts, and no traces of chat applications; 3.17 goes by the
+address that is opened (`store.ui_page`)."""
+
 # Sent again, these would be refused again.
 _REFUSALS = {
     "BAD_REQUEST",
@@ -80,8 +84,10 @@ class Tracker:
         artifact_location: folder or URI for the files of a new experiment; None leaves it to the server, or
             takes `mlartifacts` beside an sqlite file.
         run_id: the run to go on with; if it no longer exists, a new run is made, with a warning.
+        system_metrics: whether this machine's load is recorded, too.
 
     Attributes:
+        uri: of the store.
         run_id, experiment_id: MLflow's identifiers.
 
     Raises:
@@ -97,8 +103,10 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         artifact_location: str | None = None,
         run_id: str | None = None,
+        system_metrics: bool = True,
     ):
         check_mlflow(uri)
+        self.uri = uri
         self._recorded: set[tuple[str, int]] = set()
         self._not_finite: set[str] = set()
         self._finished = False
@@ -120,7 +128,7 @@ class Tracker:
         past = [key for key in run.data.metrics if not key.startswith("system/")]
         if past:
             self._outbox.put("the record of earlier generations", lambda: self._read_past(past))
-        self._monitor = SystemMetrics(self._send_metrics, first_step)
+        self._monitor = SystemMetrics(self._send_metrics, first_step) if system_metrics else None
 
     def generation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records generation `step` as one batch. Returns at once; NaN and infinities are left out."""
@@ -155,6 +163,11 @@ class Tracker:
         self._outbox.put(f"tag {name}", lambda: self._client.set_tag(self.run_id, name, value))
 
     @property
+    def ids(self) -> dict[str, str]:
+        """`run_id` and `experiment_id`."""
+        return {"run_id": self.run_id, "experiment_id": self.experiment_id}
+
+    @property
     def pending(self) -> int:
         """Number of messages that are not in the store yet."""
         return self._outbox.pending
@@ -168,7 +181,8 @@ class Tracker:
         if self._finished:
             return self._outbox.pending == 0
         self._finished = True
-        self._monitor.stop()
+        if self._monitor is not None:
+            self._monitor.stop()
         end = _now()
         self._outbox.put("end of the run", lambda: self._client.set_terminated(self.run_id, status, end))
         sent = self._outbox.drain(patience)
@@ -301,7 +315,7 @@ def _experiment(client: MlflowClient, uri: str, name: str, artifact_location: st
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifact_location)
+            return client.create_experiment(name, artifact_location=artifact_location, tags=KIND)
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another job may have been faster
             if found is None:
@@ -311,6 +325,9 @@ def _experiment(client: MlflowClient, uri: str, name: str, artifact_location: st
             f"MLflow's experiment {name!r} was deleted: name another with mlflow_experiment=..., or restore it: "
             f"MLFLOW_TRACKING_URI={masked_url(uri)} mlflow experiments restore --experiment-id {found.experiment_id}"
         )
+    for key, value in KIND.items():
+        if key not in found.tags:
+            client.set_experiment_tag(found.experiment_id, key, value)
     return found.experiment_id
 
 

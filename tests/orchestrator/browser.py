@@ -88,6 +88,15 @@ class Page:
             raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
 
+    def until(self, script: str, text: str, patience: float = 120.0) -> str:
+        """Waits until the text that a JavaScript expression gives contains `text`; returns it. Raises TimeoutError."""
+        end = time.monotonic() + patience
+        while text not in (found := self.run(script)):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{text!r} did not appear: {found}")
+            time.sleep(0.2)
+        return found
+
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=_CODES[key])

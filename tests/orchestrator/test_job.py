@@ -6,18 +6,26 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from safetensors.numpy import load_file
 
 from namm_core import Namm
+from orchestrator.report.verdict import verdict
+from orchestrator.tracking.registry import digest
+from orchestrator.tracking.store import check_mlflow
+from tests.orchestrator import browser
 
 TIMES = ("seconds", "search_seconds")
 
@@ -34,11 +42,6 @@ def theta_of(folder: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, smoke):
     """A smoke job that ran to its end, undisturbed, with two workers: (working folder, what it printed)."""
-    import subprocess
-    import sys
-
-    import yaml
-
     folder = tmp_path_factory.mktemp("finished")
     (folder / "job.yaml").write_text(yaml.safe_dump({**smoke, "workers": {"count": 2}}))
     environment = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "MLFLOW_TRACKING_URI")}
@@ -78,6 +81,23 @@ def test_the_run_folder_tells_the_whole_story(finished):
     assert {entry.dataset_config for entry in card.data.eval_results} == {"residence", "topic", "resident"}
     assert (run / "namm" / "custom_generate" / "generate.py").is_file()
     assert "3/3" in printed and "streaming" in printed and str(run.relative_to(folder)) in printed
+    assert verdict(result) in printed.replace("\n", " ") and "runs/smoke/story.html" in printed
+
+
+def test_the_story_is_told_at_little_cost(finished):
+    """A look at the start and at each validation, an evaluation each; the last stop's was needed for `prompt.png`."""
+    run = finished[0] / "runs" / "smoke"
+    story = (run / "story.html").read_text()
+    data = json.loads(story.partition('id="data">')[2].partition("</script>")[0])
+    assert [stop["name"] for stop in data["stops"]] == [
+        "before the first", "2 of 3", "3 of 3", "the memory of the table"
+    ]  # fmt: skip
+    lines = [json.loads(line[9:]) for line in (run / "journal.jsonl").open()]
+    looks = {line["fact"]: line["value"] for line in lines if line.get("fact", "").startswith("look ")}
+    assert list(looks) == ["look 0", "look 2", "look 3"]
+    result = json.loads((run / "result.json").read_text())
+    assert verdict(result) in story
+    assert (run / "story.html").stat().st_size < 3_000_000
 
 
 def test_mlflow_tells_it_too(finished):
@@ -87,17 +107,71 @@ def test_mlflow_tells_it_too(finished):
     run = client.get_run(record["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["search.population"] == "4"
-    history = client.get_metric_history(record["run_id"], "fitness_mean")
+    history = client.get_metric_history(record["run_id"], "fitness/mean")
     assert [metric.step for metric in history] == [1, 2, 3]
-    for name in ("kept_layer/0", "sigma", "validation_score", "score/topic", "tokens_per_second"):
+    for name in (
+        "fitness_validation/score",
+        "kept/layer_0",
+        "search/sigma",
+        "tasks/score/topic",
+        "workers/tokens_per_second",
+    ):
         assert name in run.data.metrics
     names = {file.path for file in client.list_artifacts(record["run_id"])}
-    assert {"fitness.png", "kept.png", "prompt.png", "result.json", "namm"} <= names
+    assert {"fitness.png", "kept.png", "prompt.png", "result.json", "namm", "story.html"} <= names
+    result = json.loads((folder / "runs" / "smoke" / "result.json").read_text())
+    note = run.data.tags["mlflow.note.content"]
+    assert verdict(result) in note and "| namm |" in note.replace("**", "") and "runs/smoke/namm" in note
+    assert run.data.tags["namm.memory"] == digest(folder / "runs" / "smoke" / "namm")
+    experiment = client.get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     version = client.get_model_version_by_alias("namm-smoke", "champion")
     assert version.run_id == record["run_id"] and float(version.tags["kept"]) > 0
     place = client.get_model_version_download_uri("namm-smoke", version.version)
     got = Namm.from_pretrained(download_artifacts(place, tracking_uri=record["uri"]))
     assert np.array_equal(got.theta.numpy(), theta_of(folder / "runs" / "smoke"))
+
+
+@pytest.fixture(scope="module")
+def ui(finished):
+    """`namm ui` in the finished job's folder: the addresses that it prints, by what they are said to show."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "orchestrator.cli", "ui", "--port", str(port)]
+    process = subprocess.Popen(
+        command, cwd=finished[0], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    try:
+        yield dict(process.stdout.readline().strip().rsplit(": ", 1) for _ in range(3))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_two_clicks_in_mlflow_show_the_generations_the_verdict_and_the_memory(finished, ui, tmp_path):
+    """Real pages in a real browser: runs beside charts in their order, then the run's own page."""
+    if browser.CHROMIUM is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    check_mlflow(ui["all runs"].partition("/#")[0], patience=120)
+    page = browser.Page(tmp_path / "chromium")
+    try:
+        page.open(ui["all runs"])
+        told = page.until("document.body.innerText", "smoke (fitness/mean)")  # the legend of a chart that is drawn
+        assert "Evaluation runs" not in told  # that is the view for chat applications
+        lines = told.splitlines()
+        sections = ["fitness", "fitness_validation", "heldout/full", "kept", "search", "tasks/score", "workers"]
+        assert [line for line in lines if line in sections] == sections
+        assert "System metrics" in lines[lines.index("workers") :]
+        page.picture(tmp_path / "runs.png")
+        page.run("[...document.querySelectorAll('a')].find((a) => a.textContent.trim() === 'smoke').click()")
+        told = page.until("document.body.innerText", "Where it is")
+        result = json.loads((finished[0] / "runs" / "smoke" / "result.json").read_text())
+        assert verdict(result) in told and "3 generations of 4 candidates" in told
+        assert "runs/smoke/namm" in told and "namm-smoke" in told
+        page.picture(tmp_path / "run.png")
+    finally:
+        page.close()
 
 
 def test_one_worker_gives_the_same_bits_as_two(finished, namm, job_file, tmp_path):

@@ -18,8 +18,9 @@ VOLATILE = {
     "result.json": ("seconds", "search_seconds"),
     "generations.jsonl": ("seconds",),
     "MLflow": (
-        *("seconds", "tokens_per_second", "evaluations", "prompt_cache_hits", "prompt_cache_misses"),
-        *("workers", "workers_lost", "units_copied"),
+        "search/seconds",
+        *(f"workers/{name}" for name in ("ready", "lost", "units_copied", "tokens_per_second", "evaluations")),
+        *("workers/prompt_cache_hits", "workers/prompt_cache_misses"),
     ),
 }
 """What may differ: times, what a driver counts since its own start, and what became of the workers."""
@@ -103,7 +104,7 @@ def mlflow_differences(undisturbed: Path, disturbed: Path, generations: int) -> 
     (status, one), (ended, two) = _history(undisturbed), _history(disturbed)
     if (status, ended) != ("FINISHED", "FINISHED"):
         yield f"MLflow: the runs are {status} and {ended}"
-    if [step for step, _ in one.get("fitness_mean", ())] != list(range(1, generations + 1)):
+    if [step for step, _ in one.get("fitness/mean", ())] != list(range(1, generations + 1)):
         yield "MLflow: the undisturbed run does not have each generation once"
     for name in sorted(one.keys() | two.keys()):
         first, second = one.get(name, []), two.get(name, [])

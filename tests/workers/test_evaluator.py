@@ -111,7 +111,8 @@ def test_baselines_hold_their_budget_at_the_end_of_the_prompt(evaluator, name, b
 def test_options_reach_the_policy(evaluator):
     """The first tokens are sinks: by default 4 of them, here 16, within the same budget."""
     for options, sinks in (({}, 4), ({"sinks": 16}, 16)):
-        _, held, _ = evaluator.kept_map(PolicySpec("streaming", budget=0.2, options=options), REFS[0])
+        seen = evaluator.reading(PolicySpec("streaming", budget=0.2, options=options), REFS[0])
+        held = seen.held.mean(axis=(0, 1))
         assert held[:sinks] == pytest.approx(1) and held[sinks] == 0 and held.sum() == pytest.approx(40)
 
 
@@ -139,13 +140,13 @@ def test_base_scores_and_prompts_are_kept_in_redis(small_model):
         assert (other.arrays.hits, other.arrays.misses) == (3, 1)
 
 
-def test_kept_map_agrees_with_the_kept_fraction(evaluator, statistics):
+def test_a_reading_agrees_with_the_kept_fraction(evaluator, statistics):
     spec = PolicySpec("namm", theta(1), statistics)
-    tokens, held, relevant = evaluator.kept_map(spec, REFS[0])
-    assert "".join(tokens) == evaluator.target.tasks.sample(*REFS[0]).prompt
+    seen = evaluator.reading(spec, REFS[0])
+    assert "".join(seen.tokens) == evaluator.target.tasks.sample(*REFS[0]).prompt
     kept = evaluator.evaluate(Unit((spec,), REFS[:1]))[0][0].kept
-    assert held.mean() == pytest.approx(kept, abs=1e-6)
-    assert any(":" in tokens[i] for i in relevant)
+    assert seen.held.mean() == pytest.approx(kept, abs=1e-6)
+    assert any(":" in seen.tokens[i] for i in np.flatnonzero(seen.relevant))
 
 
 def test_statistics_leave_features_normalised(evaluator, statistics):

@@ -112,8 +112,8 @@ from workers.unit import PolicySpec, SampleRef
 
 model, memory = ModelConfig(sys.argv[1]), NammConfig(update_interval=64)
 config = EvaluatorConfig(model, {"source": "recall", "tokens": 256}, memory, plugins=(sys.argv[2],))
-_, held, _ = Evaluator(config).kept_map(PolicySpec("every_other", options={"step": 4}), SampleRef("topic", "train", 0))
-print(*held.nonzero()[0])
+seen = Evaluator(config).reading(PolicySpec("every_other", options={"step": 4}), SampleRef("topic", "train", 0))
+print(*seen.held.any(axis=(0, 1)).nonzero()[0])
 """,
         small_model,
         folder,

@@ -13,7 +13,7 @@ from namm_core.answering import answer
 from workers import models
 from workers.array_cache import ArrayCache, content_key
 from workers.config import EvaluatorConfig, ModelConfig
-from workers.protocols import RowResult, Target
+from workers.protocols import FACT, FILLER, QUESTION, RowResult, Target
 from workers.tasks.grading import graded
 from workers.tasks.loading import load_tasks
 from workers.tasks.prompt import Prompt, tokenise
@@ -103,6 +103,19 @@ class Language(Target[Prompt]):
     def labels(self, sample: Prompt) -> list[str]:
         """The tokens as text."""
         return [str(self.tokenizer.decode([token])) for token in sample.ids.tolist()]
+
+    def kinds(self, ref: SampleRef, sample: Prompt) -> list[str]:
+        """The kind of each token; if a task knows its facts, the question is the prompt's last line."""
+        whole = self.tasks.sample(*ref)
+        if not whole.facts:
+            return super().kinds(ref, sample)
+        found = [FILLER] * sample.tokens
+        question = (whole.prompt.rstrip().rfind("\n"), len(whole.prompt))
+        for kind, spans in ((FACT, whole.facts), (QUESTION, (question,) if question[0] >= 0 else ())):
+            marked = dataclasses.replace(whole, relevant=spans)  # spans become tokens as the relevant ones do
+            for position in tokenise(marked, self.tokenizer, self.config.prompt).relevant.tolist():
+                found[position] = kind
+        return found
 
     def measure(self, sample: Prompt, cache: MemoryCache | None, tokens: int) -> Timing:
         """See `Target.measure`."""

@@ -201,7 +201,7 @@ def test_a_question_is_asked_again_where_its_worker_died(start):
     mean, var, count = dispatcher.ask("statistics", REFS)
     assert mean.shape == var.shape == (17,) and count > 0 and dispatcher.cost.lost == 1
     with pytest.raises(ValueError, match="keeps every token"):
-        dispatcher.ask("kept_map", PolicySpec("full"), REFS[0])
+        dispatcher.ask("reading", PolicySpec("full"), REFS[0])
 
 
 def test_redis_may_go_and_come_back(cluster, config, expected, tmp_path, caplog):

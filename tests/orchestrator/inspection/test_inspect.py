@@ -18,7 +18,8 @@ from orchestrator.inspection import figures as inspection
 from orchestrator.inspection import page
 from orchestrator.inspection import pictures as inspection_pictures
 from tests.orchestrator import browser
-from workers.inspection import Reading, Sensitivity
+from workers.inspection import Sensitivity
+from workers.reading import Reading
 from workers.unit import SampleRef
 
 STRANGE = "</script><img src=x onerror=alert(1)>"

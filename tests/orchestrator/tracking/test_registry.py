@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import mlflow
 import pytest
 import torch
@@ -10,6 +12,7 @@ from mlflow import MlflowClient
 from namm_core import Namm, NammConfig
 from orchestrator.tracking import registry
 from orchestrator.tracking.store import default_store
+from orchestrator.tracking.ties import MEMORY_TAG, ties
 from orchestrator.tracking.tracker import Tracker
 
 NAME = "namm-recall"
@@ -72,3 +75,23 @@ def test_a_registry_that_refuses_does_not_stop_a_job(store, tmp_path, caplog):
     assert tracker.finish()
     assert "registered model no:such/name" in caplog.text and "namm-nowhere" in caplog.text
     assert MlflowClient(store).get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_who_evaluates_a_memory_is_tied_to_the_run_that_evolved_it(store, tmp_path):
+    """By the memory's digest wherever it is, and below its run in the store where that is."""
+    saved(tmp_path / "run" / "namm", 3)
+    parent = Tracker(store, "namm", "evolved")
+    (tmp_path / "run" / "mlflow.json").write_text(json.dumps({"uri": store, **parent.ids}))
+    tied = ties(tmp_path / "run" / "namm", store)
+    child = Tracker(store, "namm", "evaluated", tags=tied)
+    parent.tag(MEMORY_TAG, registry.digest(tmp_path / "run" / "namm"))
+    assert parent.finish() and child.finish()
+    client = MlflowClient(store)
+
+    def found(condition: str) -> set[str]:
+        return {run.info.run_id for run in client.search_runs([parent.experiment_id], condition)}
+
+    assert found(f"tags.mlflow.parentRunId = '{parent.run_id}'") == {child.run_id}
+    assert found(f"tags.`{MEMORY_TAG}` = '{tied[MEMORY_TAG]}'") == {parent.run_id, child.run_id}
+    assert ties(tmp_path / "run" / "namm", "sqlite:///elsewhere.db") == {MEMORY_TAG: tied[MEMORY_TAG]}
+    assert ties("somebody/on-the-hub", store) == {}

@@ -88,6 +88,27 @@ def test_system_metrics_are_sampled_also_in_a_job_of_seconds(store):
     assert "system/cpu_utilization_percentage" in metrics
 
 
+def test_system_metrics_can_be_switched_off(store):
+    tracker = Tracker(store, "recall", "quiet", system_metrics=False)
+    tracker.generation(1, {"x": 1.0})
+    assert tracker.finish()
+    assert MlflowClient(store).get_run(tracker.run_id).data.metrics == {"x": 1.0}
+
+
+def test_an_experiment_is_of_the_kind_that_shows_runs_and_charts(store):
+    """A new one, and one that there was; a kind that somebody chose stays."""
+    client = MlflowClient(store)
+    client.create_experiment("there already")
+    client.create_experiment("chosen", tags={"mlflow.experimentKind": "genai_development"})
+    for name, kind in {
+        "brand new": "custom_model_development",
+        "there already": "custom_model_development",
+        "chosen": "genai_development",
+    }.items():
+        assert Tracker(store, name, "first").finish()
+        assert client.get_experiment_by_name(name).tags["mlflow.experimentKind"] == kind
+
+
 def test_two_trackers_in_one_process_do_not_mix(store, tmp_path):
     other = default_store(tmp_path)
     first, second = Tracker(store, "recall", "a"), Tracker(other, "recall", "b")
