@@ -29,6 +29,7 @@ from orchestrator.search.racing import RacingSpec
 from orchestrator.search.stage_rules import RestartSpec, StagePlan, StageSpec, StopSpec, search_of
 from orchestrator.storage import files
 from workers.config import ModelConfig, PromptConfig
+from workers.unit import ProtocolName
 
 Kinds = tuple[str, ...]
 
@@ -82,6 +83,9 @@ class HeldOutSpec(Ranged):
     """Largest kept fraction of the memory on validation samples; a larger one is shifted to it before the table."""
     budget: Annotated[float | None, Range(above=0, below=1)] = None
     """Kept fraction of the table, with `memory.selection: budget` and nothing else; None: 0.3."""
+    protocol: ProtocolName = "streaming"
+    """When memories forget: `streaming`, every update interval while they read; or `context`, once, when the context
+    has been read and before the question is, for tasks that say where it begins. Evolution itself always streams."""
     policies: tuple[PolicyEntry, ...] = policy_entries(ROWS)
     """Rows of the table: names, or mappings of a name, that policy's options and a fixed size."""
 
