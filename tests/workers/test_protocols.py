@@ -93,7 +93,7 @@ def test_candidates_share_a_batch(evaluator, small_model):
         (alone,) = evaluator.evaluate(Unit((spec,), REFS[:2]))
         assert [r.kept for r in results] == [r.kept for r in alone]
         assert np.allclose([r.logprob for r in results], [r.logprob for r in alone], atol=1e-4)
-    assert all(0 < result.kept < 1 for results in together for result in results)
+    assert all(0 < result.kept < 0.5 for result in together[1])  # the shipped one keeps nearly all of so short a text
     with pytest.raises(ValueError, match="differ in theta alone"):
         evaluator.evaluate(Unit((specs[0], dataclasses.replace(specs[0], protocol="streaming")), REFS[:1]))
 
