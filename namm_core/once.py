@@ -28,7 +28,7 @@ class Once:
         self.policy.update_interval = self.update_interval = context
         self.takes_budget, self.rows = policy.takes_budget, policy.rows
         self.needs_attention, self.needs_queries = policy.needs_attention, policy.needs_queries
-        self.advances = policy.advances
+        self.advances = False  # kernels are tried on blocks of one interval, not on one as long as a text
 
     def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
         """The policy's own. See `Policy.start`."""
