@@ -8,6 +8,7 @@ the record of it all. Knows the order of the steps, and not how any number is co
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ import numpy as np
 
 from namm_core.scoring import rules, scorer
 from orchestrator import session
-from orchestrator.evaluation.held_out import check_policies, compare, held_out_samples, metric_name
+from orchestrator.evaluation.held_out import check_policies, compare, facts, held_out_samples, metric_name
 from orchestrator.evaluation.sizes import Sizing
 from orchestrator.evolution.budgets import at_budget
 from orchestrator.evolution.loop import Evolved, Problem, evolve
@@ -79,10 +80,13 @@ def _run(job: JobSpec, workplace: Workplace, display: Display) -> dict[str, Any]
     search_seconds = time.monotonic() - started
     memory, threshold = _sized(job, workplace, outcome, size, display)
     _export(memory, job, workplace.folder / MEMORY)
-    records = compare(dispatcher.evaluate, memory, job.evaluation.policies, held_out, display.comparison)
+    measured = dataclasses.replace(memory, protocol=job.evaluation.protocol)
+    records = compare(dispatcher.evaluate, measured, job.evaluation.policies, held_out, display.comparison)
     files.write_lines(workplace.folder / "samples.jsonl", records)
     times = {"search_seconds": search_seconds, "seconds": time.monotonic() - started}
     result = summarise(records, _about(job, workplace, outcome, threshold) | times)
+    for entry in job.evaluation.policies:
+        result["policies"].get(entry.label, {}).update(facts(entry, job.memory, job.evaluation.protocol))
     files.write_json(workplace.folder / "result.json", result)
     _export(memory, job, workplace.folder / MEMORY, card.text(job, result))
     reading = draw(workplace, recorder.history, memory, held_out[0])
@@ -217,6 +221,7 @@ def _about(job: JobSpec, workplace: Workplace, outcome: Evolved, threshold: dict
         "name": job.name,
         "seed": job.seed,
         "generations": len(outcome.generations),
+        "protocol": job.evaluation.protocol,
         "stages": outcome.stages,
         "asked": sum(record["asked"] for record in outcome.generations),
         "racing": _racing(outcome),

@@ -80,6 +80,11 @@ def checked(
         tasks.size(task, "train")
     if "oracle" in policies and not tasks.locates:
         raise ValueError("policies: oracle needs tasks that say where their answers stand: leave it out")
+    if job.evaluation.protocol == "context" and not tasks.separates:
+        raise ValueError(
+            f"evaluation.protocol context needs tasks that say where their question begins, which source "
+            f"{job.tasks.get('source')} does not: set it to streaming"
+        )
     for setting, refs in (samples or {}).items():
         for task, split, index in refs:
             size = None if split == "train" else tasks.size(task, split)

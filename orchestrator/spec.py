@@ -82,6 +82,8 @@ class HeldOutSpec(Ranged):
     """Largest kept fraction of the memory on validation samples; a larger one is shifted to it before the table."""
     budget: Annotated[float | None, Range(above=0, below=1)] = None
     """Kept fraction of the table, with `memory.selection: budget` and nothing else; None: 0.3."""
+    protocol: Literal["streaming", "context"] = "streaming"
+    """When memories forget: while they read, or once, before the question (docs/policies.md); evolution streams."""
     policies: tuple[PolicyEntry, ...] = policy_entries(ROWS)
     """Rows of the table: names, or mappings of a name, that policy's options and a fixed size."""
 
@@ -116,8 +118,7 @@ class WorkerSpec(Ranged):
     ray_address: str | None = None
     """Ray cluster to join; None: RAY_ADDRESS (set in a submitted job), else `local`, which starts Ray here."""
     fused: Literal["auto", True, False] = False
-    """Whether attention under a memory goes through Triton's kernels, which have never run on a GPU yet: `on`, `off`,
-    or `auto`, which is on where there are a GPU and Triton (docs/kernel.md). Part of the job: it changes last bits."""
+    """Triton's kernels, which have never run on a GPU yet (docs/kernel.md): `on`, `off`, or `auto`; moves last bits."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,7 @@ class JobSpec(Ranged, Readable):
     workers: WorkerSpec = field(default_factory=WorkerSpec)
     share: ShareSpec = field(default_factory=ShareSpec)
     storage: str | None = None
-    """fsspec URL (s3://..., gs://..., file:///...) of a folder where the run folder is kept twice, so that the job
-    survives the loss of its machine; None: the run folder alone."""
+    """fsspec URL (s3://..., file:///...) of a folder where the run folder is kept twice; None: the run folder alone."""
     redis_url: str | None = None
     """Prompt cache; None: REDIS_URL, or a private server."""
     mlflow_uri: str | None = None

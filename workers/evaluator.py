@@ -18,6 +18,7 @@ import torch
 
 from namm_core import FeatureStatistics, MemoryCache, Namm, StatisticsCollector, policies
 from namm_core.attention import fused
+from namm_core.once import Once
 from namm_core.protocols import Policy
 from workers import plugins, targets
 from workers.array_cache import ArrayCache, content_key
@@ -63,6 +64,9 @@ class Evaluator:
         return [[SampleResult(**result) for result in row]]
 
     def _evaluate(self, unit: Unit) -> list[list[SampleResult]]:
+        if unit.policies[0].protocol == "context" and len(unit.samples) > 1:  # each with a context of its own length
+            apart = [self._evaluate(dataclasses.replace(unit, samples=(ref,))) for ref in unit.samples]
+            return [[results for (results,) in policy] for policy in zip(*apart, strict=True)]
         samples = [self.target.sample(ref) for ref in unit.samples]
         with self._cache(unit.policies, samples) as cache, torch.inference_mode():
             # row = policy * samples + sample
@@ -125,16 +129,18 @@ class Evaluator:
         if policy is None:
             yield None
             return
-        with MemoryCache(self.target.model, policy, fused=self.fused) as cache:
+        tiled = True if isinstance(policy, Once) else None  # its one block is as long as the context
+        with MemoryCache(self.target.model, policy, tiled, self.fused) as cache:
             yield cache
 
     def _policy(self, specs: tuple[PolicySpec, ...], samples: list[Shown]) -> Policy | None:
         """The cache policy of a batch whose rows are specs x samples; None is the stock full cache."""
-        spec, interval = specs[0], self.config.memory.update_interval
+        spec, context = specs[0], self._context(specs[0], samples)
+        interval = context or self.config.memory.update_interval
         if not all(spec.shares_batch(other) for other in specs[1:]):
             raise ValueError("several policies in one unit must all be namm and differ in theta alone")
         if spec.name == "namm":
-            return self._namm(specs, samples)
+            return _within(context, self._namm(specs, samples, interval))
         given = policies.check(spec.name, spec.options, spec.budget)
         if spec.name == "full":
             return None
@@ -146,10 +152,22 @@ class Evaluator:
             if given.get("whole_layers") and spec.budget is not None:  # as many of them as the size pays for
                 layers = self.target.model.config.get_text_config().num_hidden_layers
                 given["whole_layers"] = min(given["whole_layers"], int(spec.budget * layers))
-        return kind(update_interval=interval, **given)
+        return _within(context, kind(update_interval=interval, **given))
 
-    def _namm(self, specs: tuple[PolicySpec, ...], samples: list[Shown]) -> Namm:
-        """One memory for all rows: row = policy * samples + sample."""
+    def _context(self, spec: PolicySpec, samples: list[Shown]) -> int | None:
+        """Tokens after which the memory of the one sample forgets, once; None: as it streams.
+
+        Raises ValueError, one line, where the task does not say where its question begins.
+        """
+        if spec.protocol == "streaming" or spec.name == "full":
+            return None
+        context = self.target.context(samples[0])
+        if context is None:
+            raise ValueError("protocol context: this task does not say where its question begins")
+        return context
+
+    def _namm(self, specs: tuple[PolicySpec, ...], samples: list[Shown], interval: int) -> Namm:
+        """One memory for all rows: row = policy * samples + sample; interval: tokens between two updates."""
         thetas = [spec.theta for spec in specs if spec.theta is not None]
         if len(thetas) < len(specs):
             raise ValueError("namm needs a theta, the parameters of its scorer")
@@ -157,13 +175,18 @@ class Evaluator:
             raise ValueError("namm has no options: its theta and `memory` decide what it keeps")
         memory, fraction, budgets = self.config.memory, specs[0].budget, None
         if memory.selection == "budget":
-            budgets = _budgets(fraction, [sample.tokens for sample in samples], memory.update_interval)
+            budgets = _budgets(fraction, [sample.tokens for sample in samples], interval)
             budgets = budgets.repeat(len(specs))
         elif fraction is not None:
             raise ValueError("namm takes no budget: its threshold decides what it keeps (memory.selection)")
         given = specs[0].statistics  # the same bits in all of them
         statistics = None if given is None else FeatureStatistics(*given)
         return Namm(memory, np.repeat(np.stack(thetas), len(samples), axis=0), statistics, budgets)
+
+
+def _within(context: int | None, policy: Policy) -> Policy:
+    """The policy as it is, or forgetting once, after the context."""
+    return policy if context is None else Once(policy, context)
 
 
 def _fused(choice: Literal["auto", True, False], device: torch.device) -> bool:

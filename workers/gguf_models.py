@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,13 +17,15 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from workers import node_cache
 
 PACKAGES = ("gguf", "accelerate")
 """What transformers reads GGUF files with."""
+LARGEST = 1.5
+"""Parameters of a model for each number in its file's tensors, at most; it is 1 but for what is tied or left out."""
 FORMAT = 1
 """Raised when this file comes to write other folders from the same GGUF."""
 
@@ -91,8 +94,37 @@ def _tokenizer(file: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
 
 
+def _check_sizes(file: Path) -> None:
+    """Raises ValueError, one line, where the file's head describes a larger model than its tensors are of.
+
+    transformers would build that model before it looks for the tensors, which takes any time and any memory.
+    """
+    import gguf
+
+    with _one_line(file):
+        reader = gguf.GGUFReader(file)
+        names = [tensor.name for tensor in reader.tensors]
+        numbers = sum(int(tensor.n_elements) for tensor in reader.tensors)
+        blocks = len({match[1] for name in names if (match := re.match(r"blk\.(\d+)\.", name))})
+        said = [int(field.contents()) for name, field in reader.fields.items() if name.endswith(".block_count")]
+    if said != [blocks]:
+        raise ValueError(
+            f"{file} is no GGUF model that can be read: its head says that it has {', '.join(map(str, said)) or 'no'} "
+            f"blocks, and there are tensors of {blocks}"
+        )
+    with _one_line(file), torch.device("meta"):
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    if parameters > LARGEST * numbers:
+        raise ValueError(
+            f"{file} is no GGUF model that can be read: its head describes {parameters:,} parameters, and its tensors "
+            f"hold {numbers:,} numbers"
+        )
+
+
 def _dequantise(file: Path, dtype: str, out: Path) -> None:
     logging.disable_progress_bar()
+    _check_sizes(file)
     whole = {}
     if hasattr(transformers, "GgufConfig"):  # it would leave weights packed where it finds a kernel for them
         whole["quantization_config"] = transformers.GgufConfig(dequantize=True)

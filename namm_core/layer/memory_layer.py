@@ -277,6 +277,10 @@ class MemoryLayer(CacheLayerMixin):
         """-1: there is no limit."""
         return -1
 
+    def get_max_cache_shape(self) -> int:
+        """The same, as transformers before 5.20 calls it, which kvpress asks for (`workers.namm_press`)."""
+        return -1
+
     def offload(self) -> None:
         """Raises ValueError: a memory is read in every call."""
         raise ValueError(NO_OFFLOAD)

@@ -25,6 +25,8 @@ class H2O(Scoring):
     )
     recent: int | float = 0.5
     """Newest tokens that always stay, as a share of the budget (the paper's is a half), or in tokens (int)."""
+    per_query: bool = False
+    """Whether what a token received is divided by the queries that could see it, which older tokens had more of."""
     needs_attention = True
 
     def start(self, rows: int, heads: int, device: torch.device, dtype: torch.dtype) -> State:
@@ -36,5 +38,6 @@ class H2O(Scoring):
         return {"received": state["received"] + attention.sum(2, keepdim=True)}
 
     def scores(self, state: State, view: View) -> Tensor:
-        """(rows, kv_heads, keys): attention received so far."""
-        return state["received"][:, :, 0]
+        """(rows, kv_heads, keys): attention received so far, in all or per query."""
+        received = state["received"][:, :, 0]
+        return received / (view.newest[:, None, None] - view.positions + 1) if self.per_query else received

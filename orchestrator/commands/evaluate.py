@@ -37,7 +37,7 @@ from orchestrator.storage import run_folder
 )
 @click.option("--size", type=float, help="kept fraction of the main table, in place of the NAMM's own size")
 @click.option("--timing", type=int, help="rounds in which speeds are measured (5; 0: none)")
-@click.option("--name", help="name of the evaluation's run folder (the job's name, then -evaluate)")
+@click.option("--name", help="name of its run folder (the job's, then -evaluate)")
 @click.option("--resume", is_flag=True, help="continue an interrupted evaluation, or extend one")
 def command(
     config: str,
@@ -95,7 +95,9 @@ def _asked(
     given.setdefault("policies", tuple(map(PolicyEntry, curve_spec.known_policies())))
     if model and ANEW not in [policy.name for policy in given["policies"]]:
         given["policies"] += (PolicyEntry(ANEW),)
-    return EvaluateSpec(dataclasses.replace(job, name=name or f"{job.name}-evaluate"), namm, **given)
+    protocol = job.evaluation.protocol
+    usual = f"{job.name}-evaluate" if protocol == "streaming" else f"{job.name}-evaluate-{protocol}"
+    return EvaluateSpec(dataclasses.replace(job, name=name or usual), namm, **given)
 
 
 def _read(path: Path) -> EvaluateSpec:

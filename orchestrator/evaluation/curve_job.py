@@ -67,6 +67,7 @@ class _Evaluation:
     ) -> None:
         self.spec, self.memories, self.workplace, self.display = spec, memories, workplace, display
         self.dispatcher, self.samples = workplace.dispatcher, spec.held_out
+        self.protocol = spec.job.evaluation.protocol
         self.asked: dict[OperatingPoint, PolicySpec] = {}
         self.results: dict[OperatingPoint, Row] = {}
         self.single: set[str] = set()
@@ -148,7 +149,7 @@ class _Evaluation:
                 policy, record = settings.chosen(self.dispatcher.evaluate, policy, tuning, self.display.tuning)
                 how = {"settings": record}
             found[policy.label] = policy  # a row may be there already, as it was asked for
-            known = self.facts.get(policy.label, facts(policy, self.spec.job.memory))
+            known = self.facts.get(policy.label, facts(policy, self.spec.job.memory, self.protocol))
             self.facts[policy.label] = {**known, **how}
         return list(found.values())
 
@@ -156,7 +157,7 @@ class _Evaluation:
         """Asks for the other policies at each budget and at the NAMM's own size, or once if their size is fixed."""
         for policy in policies:
             if policy.name not in self.memories:
-                points = dict(at_size(policy, budget) for budget in sorted({*self.spec.budgets, own}))
+                points = dict(at_size(policy, budget, self.protocol) for budget in sorted({*self.spec.budgets, own}))
                 if policy.budget is not None or not takes_budget(policy.name):
                     self.single.add(policy.label)
                 self.asked |= points
@@ -190,6 +191,7 @@ class _Evaluation:
             "generations": 0,
             "namm": self.spec.namm,
             "model": self.spec.job.model.path,
+            "protocol": self.protocol,
             "own_kept": own,
             "reference_size": self.spec.reference,
             "timing": {"rounds": self.spec.timing, "decoded": speeds.DECODED},

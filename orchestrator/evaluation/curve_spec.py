@@ -94,7 +94,7 @@ class EvaluateSpec:
         """On what settings are chosen; own: the level at which `result.json` stands."""
         reference = () if self.reference is None else (self.reference,)
         sizes = self.tuning_budgets or (*self.budgets, *reference) or (own,)
-        return Tuning(self.job.kinds, self.tuning, tuple(sorted(set(sizes))))
+        return Tuning(self.job.kinds, self.tuning, tuple(sorted(set(sizes))), self.job.evaluation.protocol)
 
 
 def known_policies() -> tuple[str, ...]:
@@ -132,6 +132,8 @@ def checked(spec: EvaluateSpec) -> tuple[EvaluateSpec, dict[str, PolicySpec]]:
     job = session.checked(_with_memory(spec.job, config), names, samples)
     always = [PolicyEntry(name) for name in ("full", "namm")]
     by_label = {policy.label: policy for policy in (*always, *spec.policies, *map(PolicyEntry, spec.others))}
+    protocol = spec.job.evaluation.protocol
+    memories = {name: dataclasses.replace(found, protocol=protocol) for name, found in memories.items()}
     policies, budgets = tuple(by_label.values()), tuple(sorted(set(spec.budgets)))
     return dataclasses.replace(spec, job=job, policies=policies, budgets=budgets), memories
 

@@ -19,6 +19,7 @@ from orchestrator.report.cells import (
     number,
     ordered,
     plus_minus,
+    protocol,
     stacked,
 )
 
@@ -125,6 +126,7 @@ def _caption(result: Result, points: Sequence[Point]) -> Text:
             " Speed and size: one prompt at a time on one worker, policies in turn, median of "
             f"{result['timing']['rounds']} rounds, {result['timing']['decoded']} tokens decoded."
         )
+    text += f"\n{protocol(result).capitalize()}."
     if chosen := sentence({p["policy"]: p["settings"] for p in points if "settings" in p}):
         text += f"\n{chosen}"
     return Text(text, "dim")

@@ -15,7 +15,7 @@ import numpy as np
 from namm_core.config import NammConfig
 from orchestrator.policy_entries import PolicyEntry
 from orchestrator.protocols import Evaluate
-from workers.unit import PolicySpec, SampleRef, SampleResult
+from workers.unit import PolicySpec, ProtocolName, SampleRef, SampleResult
 
 Row = list[SampleResult | None]
 """A policy's results, one a sample; None where the sample could not be evaluated."""
@@ -67,11 +67,10 @@ def memory_takes_budget(config: NammConfig) -> bool:
     return config.selection == "budget"
 
 
-def facts(entry: PolicyEntry, config: NammConfig) -> dict[str, Any]:
+def facts(entry: PolicyEntry, config: NammConfig, protocol: ProtocolName) -> dict[str, Any]:
     """What results say of a policy besides its numbers.
 
-    over: whom its budget is shared by (`namm_core.selection.Over`; None where it takes none); protocol: `streaming`,
-    which is how everything here is measured: a policy forgets while the prompt is read, and never sees it again.
+    over: whom its budget is shared by (`namm_core.selection.Over`; None where it takes none); protocol: when it forgot.
     config: of the NAMM, for its entries.
     """
     from namm_core import policies
@@ -82,7 +81,7 @@ def facts(entry: PolicyEntry, config: NammConfig) -> dict[str, Any]:
     elif takes_budget(entry.name):
         option = policies.options(entry.name).get("over")
         over = entry.options.get("over", "head" if option is None else option.default)
-    return {"over": over, "protocol": "streaming"}
+    return {"over": over, "protocol": protocol}
 
 
 def compare(
@@ -95,25 +94,26 @@ def compare(
     """One record for each policy and sample (the lines of `samples.jsonl`).
 
     Policies that take a budget, and are given none, get the NAMM's, or its mean kept fraction on the same samples where
-    it has none. Samples that any policy failed on are left out for all.
+    it has none; all forget by the NAMM's protocol. Samples that any policy failed on are left out for all.
     """
     memory = OperatingPoint("namm", namm.budget)
     results = evaluated(evaluate, {memory: namm}, samples, progress)
     own = own_size(results[memory]) if namm.budget is None else namm.budget
     asked = {}
     for entry in policies:
-        point, spec = (memory, namm) if entry.name == "namm" else at_size(entry, own)
+        point, spec = (memory, namm) if entry.name == "namm" else at_size(entry, own, namm.protocol)
         asked[point] = spec
         if point not in results:
             results |= evaluated(evaluate, {point: spec}, samples, progress)
     return records(asked, results)
 
 
-def at_size(entry: PolicyEntry, size: float) -> tuple[OperatingPoint, PolicySpec]:
+def at_size(entry: PolicyEntry, size: float, protocol: ProtocolName = "streaming") -> tuple[OperatingPoint, PolicySpec]:
     """A policy at its own size, at the one that it is fixed to, or else at `size`; raises ValueError as
-    `takes_budget`."""
+    `takes_budget`. protocol: when it forgets; the full cache is the same in all."""
     budget = entry.budget if entry.budget is not None else size if takes_budget(entry.name) else None
-    return OperatingPoint(entry.label, budget), PolicySpec(entry.name, budget=budget, options=entry.options)
+    when: ProtocolName = "streaming" if entry.name == "full" else protocol
+    return OperatingPoint(entry.label, budget), PolicySpec(entry.name, None, None, budget, entry.options, when)
 
 
 def own_size(row: Row) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 from orchestrator.evaluation.held_out import held_out_samples
 from orchestrator.policy_entries import PolicyEntry
 from orchestrator.protocols import Evaluate
-from workers.unit import PolicySpec, SampleRef, SampleResult
+from workers.unit import PolicySpec, ProtocolName, SampleRef, SampleResult
 
 SPLIT = "validation"
 """Where the samples come from."""
@@ -42,6 +42,8 @@ class Tuning:
     """Validation samples of the last round."""
     sizes: tuple[float, ...]
     """Kept fractions, over which scores are averaged."""
+    protocol: ProtocolName = "streaming"
+    """When the policies forget."""
 
     @property
     def rounds(self) -> list[list[SampleRef]]:
@@ -102,7 +104,7 @@ def chosen(
     tried = [_Tried(options, {}, {}) for options in grid(entry)]
     alive, last = list(tried), len(tuning.rounds) - 1
     for number, samples in enumerate(tuning.rounds):
-        _look(evaluate, entry, alive, sizes, samples, progress)
+        _look(evaluate, entry, alive, sizes, samples, tuning.protocol, progress)
         if number == 0:  # what fits and what does not is seen at once
             for setting in alive:
                 allowed = {size: max(size, tried[0].kept[size]) + ROOM for size in sizes}
@@ -125,6 +127,7 @@ def _look(
     settings: Sequence[_Tried],
     sizes: Sequence[float],
     samples: list[SampleRef],
+    protocol: ProtocolName,
     progress: Progress,
 ) -> None:
     """Evaluates settings x sizes on the samples, and notes what came of it."""
@@ -136,7 +139,7 @@ def _look(
         done += more
         progress(entry.label, done, len(asked) * len(samples))
 
-    specs = [PolicySpec(entry.name, budget=size, options=setting.options) for setting, size in asked]
+    specs = [PolicySpec(entry.name, None, None, size, setting.options, protocol) for setting, size in asked]
     rows = evaluate(specs, samples, count)
     usable = [all(results) for results in zip(*rows, strict=True)]
     if not any(usable):

@@ -1,6 +1,7 @@
 """What tables of results have in common: their cells as text, the order of their rows, and the empty table.
 
-Knows single entries of `result.json` and points of `curve.json`; knows no whole result, no files and no pictures.
+Knows single entries of `result.json` and points of `curve.json`, and of a whole result its protocol alone; knows no
+files and no pictures.
 """
 
 from __future__ import annotations
@@ -16,6 +17,17 @@ LEADING = ("full", "namm", "oracle")
 """Policies whose rows come first, in this order."""
 DIFFERENCES = {"difference": "full", "namm_difference": "namm"}
 """Fields that hold a paired difference, with the policy that it is measured against."""
+
+PROTOCOLS = {
+    "streaming": "protocol streaming: memories forget at every update, while they read",
+    "context": "protocol context: memories forget once, when the context has been read and before the question is",
+}
+"""What the values of `evaluation.protocol` mean."""
+
+
+def protocol(result: Mapping[str, Any]) -> str:
+    """By which protocol a whole result was measured, in words; results of the time before there were two stream."""
+    return PROTOCOLS[result.get("protocol", "streaming")]
 
 
 def empty() -> Table:

@@ -18,6 +18,7 @@ from orchestrator.report.cells import (
     number,
     ordered,
     plus_minus,
+    protocol,
     stacked,
 )
 
@@ -97,7 +98,8 @@ def _task_name(result: Result, task: str) -> str:
 
 def _caption(result: Result) -> str:
     samples = result["policies"]["full"]["samples"]
-    text = f"{samples} held-out samples, differences paired; kept: share of the KV cache held after the prompt."
+    text = f"{samples} held-out samples, differences paired; kept: share of the KV cache held after the prompt.\n"
+    text += f"{protocol(result).capitalize()}."
     if set(result.get("heldout_tasks", ())) & set(result["base"]):
         text += f"\n{HELDOUT_MARK} a kind of task that evolution never saw."
     return text

@@ -37,6 +37,8 @@ def policy_key(policy: PolicySpec) -> str:
         digest.update(np.asarray(part, dtype=np.float64).tobytes())
     if policy.options:  # else keys are as they were before there were options
         digest.update(json.dumps(dict(policy.options), sort_keys=True).encode())
+    if policy.protocol != "streaming":  # else keys are as they were before there was another
+        digest.update(policy.protocol.encode())
     return digest.hexdigest()[:24]
 
 

@@ -132,3 +132,39 @@ def test_both_names_of_the_argument_do_the_same(options, name):
     with MemoryCache(model, namm("ragged")) as cache:
         assert torch.equal(ours, answer(**{CACHE: cache})) and cache.seen == 75
         assert int(cache.kept_counts().max()) < 75
+
+
+@pytest.fixture(params=POLICIES)
+def model_and_policy(request):
+    return tiny_llama(), POLICIES[request.param]()
+
+
+def test_embeddings_are_answered_as_their_tokens(model_and_policy):
+    model, policy = model_and_policy
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    with MemoryCache(model, policy) as cache:
+        wanted = model.generate(IDS, **settings, **{CACHE: cache})[:, IDS.shape[1] :]
+    with MemoryCache(model, policy) as cache:
+        embedded = model.get_input_embeddings()(IDS)
+        assert torch.equal(model.generate(inputs_embeds=embedded, **settings, **{CACHE: cache}), wanted)
+        assert cache.seen == IDS.shape[1] + 5
+
+
+def test_generation_goes_on_where_a_text_was_left(model_and_policy):
+    """In one go, or with a first part that was read by a call or by `generate`: the same answer, the same held."""
+    model, policy = model_and_policy
+    settings = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
+    text = torch.cat([IDS, MORE.expand(3, -1)], dim=1)
+    found = []
+    for first in ("nothing", "call", "generate"):
+        with MemoryCache(model, policy) as cache, torch.no_grad():
+            if first == "call":
+                model(IDS, **{CACHE: cache})
+            elif first == "generate":
+                model.generate(IDS, **{**settings, "max_new_tokens": 1}, **{CACHE: cache})
+                assert cache.seen == IDS.shape[1]  # the token that was written is not fed
+            out = model.generate(text, **settings, **{CACHE: cache})
+            held = [[head.tolist() for row in cache.kept_positions(layer) for head in row] for layer in range(2)]
+            assert out[CACHE] is cache
+            found.append((out.sequences.tolist(), held))
+    assert found[0] == found[1] == found[2]

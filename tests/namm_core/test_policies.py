@@ -218,14 +218,17 @@ def test_what_the_baselines_keep(model, prompt):
     assert cache.kept_positions(0)[0][1].tolist() == expected
 
 
-def test_h2o_counts_all_attention_that_a_key_received(model, prompt):
+@pytest.mark.parametrize("per_query", [False, True])
+def test_h2o_counts_all_attention_that_a_key_received(model, prompt, per_query):
     """Against the full attention matrix of the stock eager model, before anything was forgotten."""
     model.set_attn_implementation("eager")
     with torch.no_grad():
         weights = model(prompt[:, :INTERVAL], output_attentions=True).attentions[1][0]
     received = weights.view(2, 2, INTERVAL, INTERVAL).mean(1).sum(1)  # mean over the query group
+    if per_query:
+        received = received / torch.arange(INTERVAL, 0, -1)
     model.set_attn_implementation("sdpa")
-    with MemoryCache(model, H2O(20, INTERVAL)) as cache, torch.no_grad():
+    with MemoryCache(model, H2O(20, INTERVAL, per_query=per_query)) as cache, torch.no_grad():
         model(prompt[:, :INTERVAL], past_key_values=cache)
     for head in range(2):
         older = received[head, : INTERVAL - 10]

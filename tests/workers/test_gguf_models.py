@@ -121,11 +121,39 @@ def other_kind(file: Path) -> None:
     file.write_bytes(b"GIF89a" + bytes(1000))
 
 
+def says(file: Path, key: str, number: int) -> None:
+    """Writes another uint32 into the file's head."""
+    content = file.read_bytes()
+    at = content.index(f"llama.{key}".encode()) + len(f"llama.{key}") + 4  # behind the number of its type
+    file.write_bytes(content[:at] + number.to_bytes(4, "little") + content[at + 4 :])
+
+
+def many_blocks(file: Path) -> None:
+    says(file, "block_count", 40_000)
+
+
+def fewer_blocks(file: Path) -> None:
+    says(file, "block_count", 1)
+
+
+def wide(file: Path) -> None:
+    says(file, "embedding_length", 1 << 20)
+
+
+def wide_inside(file: Path) -> None:
+    says(file, "feed_forward_length", 1 << 22)
+
+
 def unknown_architecture(file: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"llama", b"lamma"))
 
 
-@pytest.mark.parametrize("spoil", [truncated, header_alone, scrambled, other_kind, unknown_architecture])
+DAMAGES = [truncated, header_alone, scrambled, other_kind, unknown_architecture]
+DAMAGES += [many_blocks, fewer_blocks, wide, wide_inside]
+
+
+@pytest.mark.timeout(60)  # transformers would build 40,000 layers
+@pytest.mark.parametrize("spoil", DAMAGES)
 def test_a_damaged_file_is_one_line_and_leaves_nothing(folder, cache, spoil):
     spoil(folder / FILE)
     for attempt in (models.check, models.load):

@@ -57,7 +57,7 @@ class Language(Target[Prompt]):
             return self._recent[ref]
         key = content_key(
             "prompt",
-            version=7,
+            version=8,
             tokenizer=self._tokenizer_digest,
             tasks=[self._tasks_digest, self.tasks.fingerprint(ref.task)],
             prompt=[self._prompt_choices, self._chat],
@@ -71,6 +71,10 @@ class Language(Target[Prompt]):
         while self._recent_tokens > RECENT_TOKENS and len(self._recent) > 1:
             self._recent_tokens -= self._recent.popitem(last=False)[1].tokens
         return prompt
+
+    def context(self, sample: Prompt) -> int | None:
+        """What the task says. See `Target.context`."""
+        return sample.context or None
 
     def read(self, sample: Prompt, cache: MemoryCache) -> None:
         """Feeds the prompt in one forward call."""

@@ -58,6 +58,9 @@ class Sample:
     chat template lets the model answer."""
     turns: tuple[Turn, ...] = ()
     """Questions that follow the first, in order; each adds its answer's probability to the sample's, none its score."""
+    context: int = 0
+    """Characters of the prompt in front of its question, which is what a memory has read before it is asked; 0: not
+    known."""
     facts: tuple[tuple[int, int], ...] = ()
     """Character spans of all sentences that state facts, asked for or not; () if the task does not know them."""
 

@@ -200,6 +200,12 @@ def fill(template: str, record: dict[str, Any], where: str) -> str:
     return prompt
 
 
+def context_end(prompt: str, context: str) -> int:
+    """Where a record's context ends in its prompt; 0 where the prompt does not have it whole."""
+    at = prompt.find(context)
+    return at + len(context) if at >= 0 else 0
+
+
 def texts(value: Any) -> tuple[str, ...]:
     """One answer or several, as texts."""
     return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)

@@ -43,6 +43,8 @@ class Prompt:
     """Whether line breaks in front of an answer go before a line break ends it."""
     scored: tuple[tuple[int, int], ...] = ()
     """Where the answers stand in `reference` (first, behind the last), one for each question; empty: it is one."""
+    context: int = 0
+    """Tokens in front of the question; 0: not known."""
 
     @property
     def tokens(self) -> int:
@@ -51,7 +53,8 @@ class Prompt:
 
     def pack(self) -> np.ndarray:
         """One int32 array: lengths, then ids, reference, relevant positions and the rest as UTF-8 bytes."""
-        grading = [self.metric, self.max_new_tokens, self.stop, self.classes, self.drops_breaks, self.scored]
+        grading = [self.metric, self.max_new_tokens, self.stop, self.classes, self.drops_breaks]
+        grading += [self.scored, self.context]
         rest = json.dumps([self.ref, self.answers, *grading]).encode()
         parts = [self.ids, self.reference, self.relevant, np.frombuffer(rest, np.uint8)]
         return np.concatenate([[len(part) for part in parts], *parts]).astype(np.int32)
@@ -60,10 +63,11 @@ class Prompt:
     def unpack(cls, packed: np.ndarray) -> Prompt:
         """Undoes `pack`."""
         ids, reference, relevant, rest = np.split(packed[4:], np.cumsum(packed[:3]))
-        ref, answers, metric, limit, stop, classes, drops, scored = json.loads(rest.astype(np.uint8).tobytes())
+        *plain, scored, context = json.loads(rest.astype(np.uint8).tobytes())
+        ref, answers, metric, limit, stop, classes, drops = plain
         texts = tuple(answers), metric, limit, tuple(stop), tuple(classes)
         spans = tuple((first, last) for first, last in scored)
-        return cls(SampleRef(*ref), ids, reference, relevant, *texts, drops, spans)
+        return cls(SampleRef(*ref), ids, reference, relevant, *texts, drops, spans, context)
 
 
 def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None = None) -> Prompt:
@@ -93,6 +97,8 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
     if sample.relevant and sample.prefix:  # what stands around the prompt opens the text, and asks
         relevant |= (ends <= body) | (ends > asked)
     kept = middle_truncated(len(ids), config.max_tokens)
+    # A token that reaches into the question belongs to it; tokens that no text stands for (0, 0) open the prompt.
+    context = int((ends[kept] > shift + sample.context).argmax()) if sample.context else 0
     completion = sample.answers[0] if templated and not sample.prefix else sample.completion
     reference = tokenizer(completion, add_special_tokens=False)["input_ids"]
     first = len(reference)
@@ -114,6 +120,7 @@ def tokenise(sample: Sample, tokenizer: Tokenizer, config: PromptConfig | None =
         sample.classes,
         sample.drops_breaks,
         tuple(scored),
+        context,
     )
 
 

@@ -11,6 +11,8 @@ class Source:
 
     locates: bool = False
     """Whether samples say which places of a prompt answer it."""
+    separates: bool = False
+    """Whether samples say where a prompt's context ends and its question begins."""
 
     def size(self, task: str, split: str) -> int | None:
         """None: there are as many samples as anyone asks for."""

@@ -257,6 +257,7 @@ class HaystackTasks(Source):
     """The haystack tasks of one configuration (a `TaskSet`)."""
 
     locates = True
+    separates = True
 
     def __init__(self, config: HaystackConfig) -> None:
         """Reads the text. Raises ValueError, one line, for an unknown kind, a number out of its range, or too little
@@ -341,6 +342,7 @@ class HaystackTasks(Source):
             max_new_tokens=None if whole else self._lengths.count(f" {draft.answer}") + EXTRA_TOKENS,
             prefix=draft.prefix,
             turns=draft.turns,
+            context=len(prompt) - len(asked),
             facts=moved(filled.facts),
         )
 

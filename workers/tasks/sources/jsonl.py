@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.tasks import Sample, fields, metrics
-from workers.tasks.benchmark import Benchmark, BenchmarkConfig, fill, texts
+from workers.tasks.benchmark import Benchmark, BenchmarkConfig, context_end, fill, texts
 from workers.tasks.records import Records, locate
 
 FIELDS = {
@@ -38,6 +38,8 @@ class JsonlConfig(BenchmarkConfig):
 class JsonlTasks(Benchmark):
     """The tasks of one folder (a `TaskSet`)."""
 
+    separates = True
+
     config: JsonlConfig
 
     @property
@@ -62,11 +64,13 @@ class JsonlTasks(Benchmark):
 
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
         """The sample that a record describes."""
+        prompt = self.filled(task, record) or fill(self.config.template, record, "tasks.template")
         return Sample(
             task=task,
             split=split,
             index=index,
-            prompt=self.filled(task, record) or fill(self.config.template, record, "tasks.template"),
+            prompt=prompt,
+            context=context_end(prompt, record["context"]),
             answers=texts(record["answers"]),
             relevant=(),
             metric=record["metric"],

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from workers.tasks import Sample, fields, metrics
-from workers.tasks.benchmark import Benchmark, BenchmarkConfig, texts
+from workers.tasks.benchmark import Benchmark, BenchmarkConfig, context_end, texts
 from workers.tasks.harness import HarnessTask
 from workers.tasks.metrics import METRICS
 from workers.tasks.records import Records, locate
@@ -76,6 +76,8 @@ class LongBenchConfig(BenchmarkConfig):
 class LongBenchTasks(Benchmark):
     """LongBench's tasks (a `TaskSet`)."""
 
+    separates = True
+
     known = tuple(FACTS)
     config: LongBenchConfig
 
@@ -108,11 +110,13 @@ class LongBenchTasks(Benchmark):
     def make(self, task: str, split: str, index: int, record: dict[str, Any]) -> Sample:
         """The sample of a record, with LongBench's prompt unless a template is configured."""
         facts = self._facts(task)
+        prompt = self.filled(task, record) or self._prompt(task, record)
         return Sample(
             task=task,
             split=split,
             index=index,
-            prompt=self.filled(task, record) or self._prompt(task, record),
+            prompt=prompt,
+            context=context_end(prompt, record["context"]),
             answers=texts(record["answers"]),
             relevant=(),
             metric=facts.metric,

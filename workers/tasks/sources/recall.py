@@ -231,6 +231,7 @@ def compose(rng: random.Random, drafts: list[Draft], tokens: int) -> Page:
 class RecallTasks(DrawnTasks[Sample]):
     """The recall tasks of one configuration (a `TaskSet`); each prompt is exactly `config.tokens` tokens long."""
 
+    separates = True
     known = KINDS
     noun = "recall task"
 
@@ -262,5 +263,6 @@ class RecallTasks(DrawnTasks[Sample]):
             prompt="".join((*page.pieces, *question.pieces)),
             answers=("".join(question.answer).strip(),),
             relevant=tuple((ends[at - 1] if at else 0, ends[at]) for at in sorted(marked)),
+            context=ends[len(page.pieces) - 1],
             facts=tuple((ends[first - 1], ends[last]) for first, last in facts),
         )

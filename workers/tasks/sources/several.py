@@ -41,6 +41,11 @@ class SeveralTasks:
         return all(tasks.locates for tasks in self._sets.values())
 
     @property
+    def separates(self) -> bool:
+        """Whether the samples of all sets say where their question begins."""
+        return all(tasks.separates for tasks in self._sets.values())
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks of all sets."""
         return tuple(f"{name}/{task}" for name, tasks in self._sets.items() for task in tasks.tasks)
