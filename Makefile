@@ -44,7 +44,7 @@ transfer: setup
 REAL_NAMM ?= $(firstword $(wildcard models/smollm2-namm) models/recall-namm)
 REAL_SIZE ?= 0.3
 REAL_SAMPLES ?= 48
-REAL_POLICIES ?= {name: expected_attention, over: layer, sinks: 4},{name: keydiff, over: layer, sinks: 4}
+REAL_POLICIES ?= {name: expected_attention, over: layer, sinks: 4, epsilon: 0, floor: 2.5},{name: keydiff, over: layer, sinks: 4}
 REAL_NAME ?= real-$(subst /,-,$(REAL_NAMM))-$(REAL_SIZE)
 REAL_ASKED = --budgets none --size $(REAL_SIZE) --samples $(REAL_SAMPLES) --validation 6 --timing 0
 REAL_NEW = configs/smollm2.yaml --name $(REAL_NAME) --namm $(REAL_NAMM) --policies "$(REAL_POLICIES)" $(REAL_ASKED)
