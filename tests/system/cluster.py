@@ -219,7 +219,7 @@ from mlflow import MlflowClient
 client = MlflowClient("http://127.0.0.1:5000")
 runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
 print(json.dumps([[run.info.run_name, run.info.status, [m.step for m in client.get_metric_history(run.info.run_id,
-    "evaluations")]] for run in runs]))
+    "workers/evaluations")]] for run in runs]))
 """
     told = cluster.ask("python", "-c", code, MLFLOW_DISABLE_TELEMETRY="true").splitlines()[-1]
     found = json.loads(told)

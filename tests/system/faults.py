@@ -180,8 +180,10 @@ class Disturber:
         before, had = self.watch.told, self.watch.results
         self.watch.look()
         now = time.monotonic()
+        if not self._begun and self._at_work():
+            self._begun = now  # results come in parcels: a whole generation may be told in one
         if self.watch.results and not had:
-            self._first_result = self._begun = now
+            self._first_result = now
         if self.watch.results > had and not self._begun:
             self._begun = now
         if self.watch.told > before:
@@ -190,6 +192,12 @@ class Disturber:
         if self._waits_for_the_stopped() and not title(self.stopped):
             self.stopped_for = now - self._stopped_at
             self.say(f"stopped worker {self.stopped.pid} is dead after {self.stopped_for:.1f} s")
+
+    def _at_work(self) -> bool:
+        """Whether any worker of a running driver evaluates."""
+        if self._driver.poll() is not None:
+            return False
+        return any(title(worker).endswith(".evaluate") for worker in self.world.workers() if worker != self.stopped)
 
     def _waits_for_the_stopped(self) -> bool:
         return self.stopped is not None and self.stopped_for is None
