@@ -254,8 +254,14 @@ def restart_head(cluster: Cluster, before: dict[str, str]) -> None:
                     process.kill()
     cluster.ask("ray", "up", str(cluster.file), "-y", "--restart-only", limit=180)
     address = cluster.workers[0].address
-    wait("the head finds its worker", lambda: address in cluster.nodes(), 60, 1)
-    expect(cluster.nodes()[address] == before[address], "the worker is not the same node after the head's restart")
+    found: dict[str, str] = {}
+
+    def there() -> bool:
+        found.update(cluster.nodes())  # which may be none at a moment when the head cannot be asked
+        return address in found
+
+    wait("the head finds its worker", there, 60, 1)
+    expect(found[address] == before[address], "the worker is not the same node after the head's restart")
 
 
 def down(cluster: Cluster) -> None:
