@@ -35,12 +35,12 @@ def allotted(mean: Tensor, seen: Tensor, share: Tensor, least: int = 1) -> Tenso
     """(rows, layers, heads) int64, tokens that each head keeps; `mean` (rows,) on average over all, or fewer.
 
     seen: (rows,), tokens so far; share: (rows, layers, heads), positive. No head is given more than has been seen, and
-    none fewer than `least`, or `mean` where that is less: what is left is shared in the heads' proportions.
+    none fewer than `least`, or half of `mean` where that is less: what is left is shared in the heads' proportions.
     """
     share = share.double()
     weights = share.flatten(1)
     most, mean = seen[:, None].double().expand_as(weights), mean[:, None].double()
-    most, low = torch.maximum(most, mean), mean.clamp(max=least).expand_as(weights)
+    most, low = torch.maximum(most, mean), (mean / 2).clamp(max=least).expand_as(weights)
     # A head is given (level * weight), within its bounds; together that is a line with a bend at each bound.
     bends, order = torch.cat([low / weights, most / weights], 1).sort(-1)
     slope = torch.cat([weights, -weights], 1).gather(1, order).cumsum(1)[:, :-1]

@@ -2,8 +2,8 @@
 
 Reads training samples of the job and measures (`namm_core.head_probe`), first, what answers lose where one head sees
 only what is near and all others see everything; then, on other samples, where only the dozen worth most see far, what
-they gain by one head more. Prints the log-shares of a budget that follow: the first numbers of `start.theta` for a memory
-with `depths` and `heads`. Writes every sample to a file as it goes, and goes on from there.
+they gain by one head more. Prints the log-shares of a budget that follow: the first numbers of `start.theta` for a
+memory with `depths` and `heads`. Writes every sample to a file as it goes, and goes on from there.
 """
 
 from __future__ import annotations
