@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from orchestrator import spec
+from orchestrator.commands import as_json, print_json
 from orchestrator.evaluation.held_out import held_out_samples
 from orchestrator.storage import files, run_folder
 
@@ -17,7 +18,8 @@ from orchestrator.storage import files, run_folder
 @click.option("--config", help="job file whose model and tasks are used; default: the run's own")
 @click.option("--samples", default=12, help="held-out prompts, over all kinds of task (12)")
 @click.option("--out", help="folder for page and pictures; default: inspection, in the run or beside the NAMM")
-def command(memory: str, config: str | None, samples: int, out: str | None) -> None:
+@as_json
+def command(memory: str, config: str | None, samples: int, out: str | None, plain: bool) -> None:
     """Reads held-out prompts with MEMORY (a run's name or folder, or the folder of a saved NAMM), in this process, and
     writes pictures and a page of what it holds of them."""
     if samples < 1:
@@ -39,6 +41,8 @@ def command(memory: str, config: str | None, samples: int, out: str | None) -> N
     drawn = pictures.draw(found, folder)
     files.write_json(folder / "inspection.json", found)
     files.write(folder / "inspection.html", page.render(f"Inside {job.name}", found, readings, drawn))
+    if plain:
+        return print_json(found)
     print(f"kept {found['kept']:.3f} of the KV cache over {len(readings)} prompts")
     for kind, entry in found["kept_by_kind"].items():
         judged = "none judged yet" if entry["judged"] is None else f"{entry['judged']:.3f} of those judged"

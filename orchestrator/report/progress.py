@@ -22,13 +22,14 @@ HEADER = (
 
 
 @contextmanager
-def shown(again: str, begun: bool) -> Iterator[Display]:
+def shown(again: str, begun: bool, aside: bool = False) -> Iterator[Display]:
     """A display for a command that Ctrl-C or SIGTERM may interrupt.
 
     again: the command that continues it, printed after an interruption where there is something to continue; begun:
-    whether there is from the start. The KeyboardInterrupt is raised again.
+    whether there is from the start; aside: on standard error, where standard output is for a program. The
+    KeyboardInterrupt is raised again.
     """
-    display = Display(begun=begun)
+    display = Display(Console(highlight=False, stderr=aside), begun)
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # `ray job stop`, or a machine that is taken away: as Ctrl-C

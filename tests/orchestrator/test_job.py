@@ -175,8 +175,11 @@ def test_two_clicks_in_mlflow_show_the_generations_the_verdict_and_the_memory(fi
 
 
 def test_one_worker_gives_the_same_bits_as_two(finished, namm, job_file, tmp_path):
-    process = namm("evolve", job_file(workers={"count": 1}))
-    assert process.wait(300) == 0, process.stderr.read()
+    process = namm("evolve", job_file(workers={"count": 1}), "--json")
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    result = json.loads((tmp_path / "runs" / "smoke" / "result.json").read_text())
+    assert json.loads(printed) == {"verdict": verdict(result), "result": result} and "3/3" in errors
     assert result_of(tmp_path / "runs" / "smoke") == result_of(finished[0] / "runs" / "smoke")
     assert np.array_equal(theta_of(tmp_path / "runs" / "smoke"), theta_of(finished[0] / "runs" / "smoke"))
 

@@ -241,10 +241,11 @@ def test_a_memory_with_a_budget_is_given_each_size(namm, job_file, tmp_path):
         "namm": 0.3,
         "h2o": 0.3,
     }
-    again = namm("evaluate", "--resume", "smoke-evaluate", "--size", "0.6", "--timing", "0")
-    _, errors = again.communicate(timeout=300)
+    again = namm("evaluate", "--resume", "smoke-evaluate", "--size", "0.6", "--timing", "0", "--json")
+    printed, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
-    result = loaded(tmp_path / "runs" / "smoke-evaluate")[2]
+    _, points, result = loaded(tmp_path / "runs" / "smoke-evaluate")
+    assert json.loads(printed) == {"result": result, "points": points} and "h2o" in errors
     assert result["own_kept"] == 0.6 and result["policies"]["namm"]["budget"] == 0.6
 
 

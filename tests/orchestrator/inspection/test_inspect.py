@@ -17,7 +17,7 @@ from orchestrator.cli import main
 from orchestrator.inspection import figures as inspection
 from orchestrator.inspection import page
 from orchestrator.inspection import pictures as inspection_pictures
-from tests.orchestrator import browser
+from tests.orchestrator.browser import Page
 from workers.inspection import Sensitivity
 from workers.reading import Reading
 from workers.unit import SampleRef
@@ -92,15 +92,9 @@ def test_the_page_needs_nothing_from_elsewhere(written):
 
 
 @pytest.fixture(scope="module")
-def shown(written, tmp_path_factory):
-    if browser.CHROMIUM is None:
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
-    opened = browser.Page(tmp_path_factory.mktemp("chromium"))
-    try:
-        opened.open(written.as_uri())
-        yield opened
-    finally:
-        opened.close()
+def shown(written, chromium) -> Page:
+    chromium.open(written.as_uri())
+    return chromium
 
 
 SHARES = "[...document.querySelectorAll('#text span')].map((s) => s.style.getPropertyValue('--share'))"
@@ -192,6 +186,8 @@ def test_the_command_from_end_to_end(job_file, tmp_path, monkeypatch, capsys):
     assert f"kept {found['kept']:.3f} of the KV cache over 2 prompts" in printed
     assert [s["task"] for s in found["samples"]] == ["residence", "topic"] and found["samples"][0]["tokens"] == 264
     assert len(found["sensitivity"]["mean"]) == 25
+    assert main(["inspect", "somewhere/namm", "--config", job_file(), "--samples", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
 
 
 @pytest.mark.parametrize(
