@@ -9,6 +9,7 @@ import click
 
 from orchestrator import spec
 from orchestrator.commands import as_json, print_json
+from orchestrator.evaluation.curve_spec import REFERENCE
 from orchestrator.evaluation.held_out import held_out_samples
 from orchestrator.storage import files, run_folder
 
@@ -17,9 +18,10 @@ from orchestrator.storage import files, run_folder
 @click.argument("memory")
 @click.option("--config", help="job file whose model and tasks are used; default: the run's own")
 @click.option("--samples", default=12, help="held-out prompts, over all kinds of task (12)")
+@click.option("--size", type=float, help="kept fraction, of a memory that is given its size (the job's, or 0.3)")
 @click.option("--out", help="folder for page and pictures; default: inspection, in the run or beside the NAMM")
 @as_json
-def command(memory: str, config: str | None, samples: int, out: str | None, plain: bool) -> None:
+def command(memory: str, config: str | None, samples: int, size: float | None, out: str | None, plain: bool) -> None:
     """Reads held-out prompts with MEMORY (a run's name or folder, or the folder of a saved NAMM), in this process, and
     writes pictures and a page of what it holds of them."""
     if samples < 1:
@@ -33,6 +35,11 @@ def command(memory: str, config: str | None, samples: int, out: str | None, plai
     from workers.inspection import inspect
 
     namm = Namm.from_pretrained(source)
+    if namm.takes_budget:
+        size = size or job.evaluation.budget or REFERENCE
+        namm = Namm(namm.config, namm.theta, namm.statistics, size)
+    elif size is not None:
+        raise ValueError("--size: this memory decides itself how much it keeps: leave it out")
     folder = Path(out) if out else source.parent / "inspection"
     evaluator = Evaluator(evaluator_config(dataclasses.replace(job, memory=namm.config)))
     readings, sensitivity = inspect(evaluator, namm, held_out_samples(job.kinds, samples))

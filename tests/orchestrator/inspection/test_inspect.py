@@ -190,6 +190,26 @@ def test_the_command_from_end_to_end(job_file, tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == found
 
 
+def test_a_memory_that_is_given_its_size(job_file, tmp_path, monkeypatch, capsys):
+    """At the size that is asked for, else at the job's; a feature is shown by its name."""
+    monkeypatch.chdir(tmp_path)
+    features = ("key_similarity", "bands", "age")
+    config = NammConfig(update_interval=32, scorer="linear", features=features, selection="budget", over="layer")
+    Namm(config, torch.linspace(-1.0, 1.0, 13)).save_pretrained("namm")
+    asked = ["inspect", "namm", "--config", job_file(), "--samples", "1", "--json"]
+    for more, kept in (("--size", "0.6"), 0.6), ((), 0.3):
+        assert main([*asked, *more]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["kept"] == pytest.approx(kept, abs=0.02)
+    names = found["sensitivity"]["features"]
+    assert names[:5] == ["key similarity", "bands, 1 of 3", "bands, 2 of 3", "bands, 3 of 3", "sine of age, period 6"]
+    assert found["sensitivity"]["mean"] == pytest.approx(np.abs(np.linspace(-1.0, 1.0, 13))[:-1], abs=1e-6)
+    assert imread("inspection/sensitivity.png").shape[1] > 400
+    Namm(NammConfig(update_interval=32)).save_pretrained("other")
+    assert main(["inspect", "other", "--config", job_file(), "--size", "0.3"]) == 2
+    assert "decides itself how much it keeps" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
