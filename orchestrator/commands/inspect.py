@@ -41,7 +41,7 @@ def command(memory: str, config: str | None, samples: int, size: float | None, o
     elif size is not None:
         raise ValueError("--size: this memory decides itself how much it keeps: leave it out")
     folder = Path(out) if out else source.parent / "inspection"
-    evaluator = Evaluator(evaluator_config(dataclasses.replace(job, memory=namm.config)))
+    evaluator = Evaluator(dataclasses.replace(evaluator_config(job), memory=namm.config))
     readings, sensitivity = inspect(evaluator, namm, held_out_samples(job.kinds, samples))
     found = {"name": job.name, **figures.summarise(readings, sensitivity, namm.config)}
     folder.mkdir(parents=True, exist_ok=True)

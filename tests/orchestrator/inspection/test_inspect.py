@@ -200,7 +200,7 @@ def test_a_memory_that_is_given_its_size(job_file, tmp_path, monkeypatch, capsys
     for more, kept in (("--size", "0.6"), 0.6), ((), 0.3):
         assert main([*asked, *more]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found["kept"] == pytest.approx(kept, abs=0.02)
+        assert found["kept"] == pytest.approx(kept, abs=0.03)  # the tokens behind the last update
     names = found["sensitivity"]["features"]
     assert names[:5] == ["key similarity", "bands, 1 of 3", "bands, 2 of 3", "bands, 3 of 3", "sine of age, period 6"]
     assert found["sensitivity"]["mean"] == pytest.approx(np.abs(np.linspace(-1.0, 1.0, 13))[:-1], abs=1e-6)
