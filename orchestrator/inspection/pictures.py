@@ -20,7 +20,7 @@ TITLE: dict[str, Any] = {"fontsize": 13, "fontweight": "bold"}
 AGE, FREQUENCY, OTHER = (
     "age: sine or cosine, period in tokens",
     "frequency: cycles in a window of the spectrogram",
-    "other features, as docs/memory.md has them",
+    "features by name (docs/memory.md)",
 )
 PANELS = {AGE: ORANGE, FREQUENCY: BLUE, OTHER: BLUE}
 """Panels of what a score reacts to: title and colour."""

@@ -58,6 +58,8 @@ class Display:
         self._started = self._last = time.monotonic()
         self._total = 0
         self._title = ""
+        self._headed = True
+        """Whether the header of the generations' lines was printed."""
         self._done_evaluations = 0
         self._durations: list[float] = []
 
@@ -70,7 +72,7 @@ class Display:
         self.console.print(text, style="dim", markup=False, soft_wrap=True)
 
     def start(self, job: JobSpec, workers: int) -> None:
-        """Announces the search: its stages, and the header of the lines that follow."""
+        """Announces the search: its stages, and what the columns of the lines that follow are."""
         self._total = sum(stage.generations for stage in job.plan)
         lines = []
         for stage in job.plan:
@@ -84,7 +86,7 @@ class Display:
             "[dim]fitness: mean of the candidates; best: the best of them; mean, full: task score of the search's "
             "mean and of\nthe full cache on the same samples; kept: share of the cache that the mean keeps[/dim]"
         )
-        self.console.print(HEADER, style="bold")
+        self._headed = False
         self._last = time.monotonic()
         self._begin_live()
 
@@ -103,6 +105,9 @@ class Display:
 
     def generation(self, record: dict[str, Any], cost: Cost) -> None:
         """Prints the line of a generation that was told to the search."""
+        if not self._headed:
+            self._headed = True
+            self.console.print(HEADER, style="bold", soft_wrap=True)
         now = time.monotonic()
         took, self._last = now - self._last, now
         fresh, self._done_evaluations = cost.evaluations - self._done_evaluations, cost.evaluations

@@ -131,7 +131,8 @@ def ui_page(port: int, experiment: str | None = None, run: str | None = None) ->
     """Address of a page of the UI on this machine: that of a run, of an experiment's runs, or the first one.
 
     It names the view for trained models, since MLflow 3.17 opens an experiment in the one for chat applications
-    otherwise, whatever the experiment's kind is; and of an experiment's runs, the charts beside them.
+    otherwise, whatever the experiment's kind is (`ui_app` chooses the same where an address names none); and of an
+    experiment's runs, the charts beside them.
     """
     page = f"http://127.0.0.1:{port}"
     if experiment is None:
