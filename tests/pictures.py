@@ -18,10 +18,11 @@ from orchestrator.storage.run_folder import STORY
 from tests.orchestrator import ui_walk
 from tests.orchestrator.browser import Page
 
-WIDTH, HEIGHT = 1000, 640
+WIDTH, HEIGHT = 1000, 600
 COLOURS = 128
-PARTS = "h2, .controls, #detail, .story figure:nth-of-type(3) { display: none } #text { max-height: none }"
-"""Style sheet of what is left out of a small picture of the story: headings, what is chosen, the shares of layers."""
+PARTS = "h2, .controls, #detail, .story figure:nth-of-type(odd) { display: none } #text { max-height: none }"
+"""Style sheet of what is left out of a small picture of the story: headings, what is chosen, and of the figures all but
+the score on validation samples, by generation and by size."""
 SECONDS, LAST = 1.1, 4.0
 """How long each stop of the slider is shown, and the last one."""
 SHADES = 0.6
