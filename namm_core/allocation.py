@@ -1,6 +1,7 @@
-"""How the layers of a model share one budget: by their depth, as a memory's numbers say. Knows no scores.
+"""How the layers of a model, or all its heads, share one budget: as a memory's numbers say. Knows no scores.
 
-Layers differ in how much an answer needs of what they hold (PyramidKV, arXiv 2406.02069); which ones, a search finds.
+Layers differ in how much an answer needs of what they hold (PyramidKV, arXiv 2406.02069), and heads differ more: a few
+look things up far back, most look at what is near (DuoAttention, arXiv 2410.10819). Which ones, a search finds.
 """
 
 from __future__ import annotations
@@ -8,40 +9,79 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from namm_core.protocols import View
+
 ROUNDING = 1e-6
 """A share this little below a whole token is one."""
 
 
-def shares(weights: Tensor, layers: int) -> Tensor:
-    """(rows, layers) float64, each layer's share of a budget, mean 1 over the layers.
+def shares(weights: Tensor, layers: int, heads: int) -> Tensor:
+    """(rows, layers, heads) float64, each head's share of a budget, mean 1 over all heads.
 
-    weights: (rows, D), logarithms at D depths that are spread evenly from the first layer to the last; between them
-    they are interpolated, so that the same numbers fit a model with more layers or fewer. Equal weights: equal shares.
+    weights: (rows, D) or (rows, D, H), logarithms. (rows, D): at D depths that are spread evenly from the first layer
+    to the last; between them they are interpolated, so that the same numbers fit a model with more layers or fewer.
+    (rows, D, H): those of each head of a model with D layers of H heads; any other model's heads have equal shares.
+    Equal weights: equal shares.
     """
-    depths = weights.shape[1]
-    at = (torch.arange(layers, dtype=torch.float64) + 0.5) * depths / layers - 0.5  # in units of weights
-    at = at.clamp(min=0, max=depths - 1).to(weights.device)
+    logs = weights.double()
+    if logs.ndim == 2:
+        logs = _interpolated(logs, layers)[..., None].expand(-1, -1, heads)
+    elif logs.shape[1:] != (layers, heads):
+        logs = logs.new_zeros(len(logs), layers, heads)
+    return (logs.flatten(1).softmax(-1) * layers * heads).unflatten(1, (layers, heads))
+
+
+def allotted(mean: Tensor, seen: Tensor, share: Tensor, least: int = 1) -> Tensor:
+    """(rows, layers, heads) int64, tokens that each head keeps; `mean` (rows,) on average over all, or fewer.
+
+    seen: (rows,), tokens so far; share: (rows, layers, heads), positive. No head is given more than has been seen, and
+    none fewer than `least`, or half of `mean` where that is less: what is left is shared in the heads' proportions.
+    """
+    share = share.double()
+    weights = share.flatten(1)
+    most, mean = seen[:, None].double().expand_as(weights), mean[:, None].double()
+    most, low = torch.maximum(most, mean), (mean / 2).clamp(max=least).expand_as(weights)
+    # A head is given (level * weight), within its bounds; together that is a line with a bend at each bound.
+    bends, order = torch.cat([low / weights, most / weights], 1).sort(-1)
+    slope = torch.cat([weights, -weights], 1).gather(1, order).cumsum(1)[:, :-1]
+    rise = torch.cat([torch.zeros_like(mean), (slope * bends.diff(dim=1)).cumsum(1)], 1)
+    wanted = mean * weights.shape[1] - low.sum(1, keepdim=True)
+    at = (torch.searchsorted(rise, wanted, right=True) - 1).clamp(min=0, max=slope.shape[1] - 1)
+    level = bends.gather(1, at) + (wanted - rise.gather(1, at)) / slope.gather(1, at).clamp(min=1e-12)
+    given = torch.minimum(torch.maximum(level * weights, low), most)
+    return (given + ROUNDING).floor().long().clamp(min=1).view(share.shape)
+
+
+class Allotments:
+    """What each head is allotted at an update, worked out once for all layers.
+
+    least: tokens that a head keeps at least, where the budget has room for as many.
+    """
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+        self._last: tuple[list[Tensor], Tensor] | None = None
+
+    def of(self, weights: Tensor, mean: Tensor, view: View) -> Tensor:
+        """(rows, heads) int64 of the view's layer. weights: as in `shares`, a row for each of the view's."""
+        heads, asked = view.positions.shape[1], [mean, view.newest, view.row]
+        last = self._last
+        if last is None or last[1].shape[1:] != (view.layers, heads) or not _same(last[0], asked):
+            share = shares(weights, view.layers, heads)
+            last = self._last = asked, allotted(mean, view.newest + 1, share, self.least)
+        return last[1][:, view.layer]
+
+
+def _same(these: list[Tensor], those: list[Tensor]) -> bool:
+    return all(a.device == b.device and torch.equal(a, b) for a, b in zip(these, those, strict=True))
+
+
+def _interpolated(logs: Tensor, layers: int) -> Tensor:
+    """(rows, layers) of (rows, D)."""
+    depths = logs.shape[1]
+    at = (torch.arange(layers, dtype=torch.float64) + 0.5) * depths / layers - 0.5  # in units of depths
+    at = at.clamp(min=0, max=depths - 1).to(logs.device)
     below = at.floor().long().clamp(max=max(depths - 2, 0))
     above = (below + 1).clamp(max=depths - 1)
     part = at - below
-    logs = weights.double()
-    return (logs[:, below] * (1 - part) + logs[:, above] * part).softmax(-1) * layers
-
-
-def allotted(mean: Tensor, seen: Tensor, share: Tensor, layer: int) -> Tensor:
-    """(rows,) int64, tokens that each head of `layer` keeps; `mean` (rows,) on average over the layers, or fewer.
-
-    seen: (rows,), tokens so far; share: (rows, layers), positive. No layer is given more than has been seen: what it
-    cannot use, the others share in their proportions. At least 1.
-    """
-    most = seen[:, None].double()
-    given = mean[:, None].double() * share
-    total, full = given.sum(1, keepdim=True), torch.zeros_like(given, dtype=torch.bool)
-    while True:  # at most once for each layer
-        over = full | (given >= most)
-        if torch.equal(over, full):
-            break
-        full, rest = over, torch.where(over, 0.0, share)
-        left = (total - torch.where(full, most, 0.0).sum(1, keepdim=True)).clamp(min=0)
-        given = torch.where(full, most, left * rest / rest.sum(1, keepdim=True).clamp(min=1e-12))
-    return (given[:, layer] + ROUNDING).floor().long().clamp(min=1)
+    return logs[:, below] * (1 - part) + logs[:, above] * part

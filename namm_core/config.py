@@ -60,6 +60,10 @@ class NammConfig:
     depths: int = 0
     """With `budget`: numbers at the front of theta that say how the layers share it, at as many depths, evenly spread
     from the first layer to the last; 0: each layer has as much."""
+    heads: int = 0
+    """With `depths` as many as the model has layers: numbers at each, one for every key-value head, so that each head
+    has its own share. They belong to that model: on one of another shape all heads have as much. 0: a layer's heads
+    have as much."""
     pool: int = 1
     """Tokens, odd, over which scores are averaged: each with its neighbours among those that its head holds."""
 
@@ -81,6 +85,8 @@ class NammConfig:
             raise ValueError(f"sinks and recent are at least 0, not {self.sinks} and {self.recent}")
         if self.depths < 0 or (self.depths and self.selection != "budget"):
             raise ValueError(f"depths is at least 0, and 0 without a budget to share, not {self.depths}")
+        if self.heads < 0 or (self.heads and (not self.depths or self.over == "layer")):
+            raise ValueError(f"heads is at least 0, and 0 without depths or with over: layer, not {self.heads}")
         if self.pool < 1 or self.pool % 2 == 0:
             raise ValueError(f"pool must be odd, not {self.pool}")
         if not self.features or len(set(self.features)) < len(self.features):

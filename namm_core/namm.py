@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from namm_core import saving
-from namm_core.allocation import allotted, shares
+from namm_core.allocation import Allotments
 from namm_core.config import NammConfig
 from namm_core.layer.packing import Packing
 from namm_core.policy import BasePolicy
@@ -106,6 +106,7 @@ class Namm(BasePolicy):
         self._weights = {theta.device: weights}  # of each device that a layer of the model lives on
         self._prepared = {theta.device: self.scorer.prepare(weights)}
         self._ages: dict[torch.device, Tensor] = {}
+        self._allotments = Allotments(self.config.sinks + self.config.recent + 1)
 
     # What a cache calls ------------------------------------------------------------------------------------
 
@@ -252,11 +253,11 @@ class Namm(BasePolicy):
     # -------------------------------------------------------------------------------------------------------
 
     def _allotted(self, view: Entries, tokens: Tensor) -> Tensor:
-        """(rows,) int64, what a head of the view's layer keeps where it is `tokens` on average over the layers."""
+        """(rows, heads) int64, what each head of the view's layer keeps where it is `tokens` (rows,) on average."""
+        heads = view.positions.shape[1]
         if not self.config.depths or not isinstance(view, View):  # outside a model there is no depth
-            return tokens
-        share = shares(self.weights_at(view)[scorer.DEPTH], view.layers)
-        return allotted(tokens, view.newest + 1, share, view.layer)
+            return tokens[:, None].expand(-1, heads)
+        return self._allotments.of(self.weights_at(view)[scorer.DEPTH], tokens, view)
 
     def _tokens(self, state: State, view: Entries) -> TokensSeen:
         device, longest = view.positions.device, max(view.newest.tolist()) + 1

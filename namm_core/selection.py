@@ -58,17 +58,17 @@ class Budget:
 
 
 def newest(view: Entries, count: Tensor) -> Tensor:
-    """(rows, kv_heads, keys) bool, the newest `count` (rows,) positions of each row."""
-    return view.positions > (view.newest - count)[:, None, None]
+    """(rows, kv_heads, keys) bool, the newest `count` positions, of each row (rows,) or head (rows, kv_heads)."""
+    return view.positions > view.newest[:, None, None] - _of_heads(count)
 
 
 def first(view: Entries, count: Tensor) -> Tensor:
-    """(rows, kv_heads, keys) bool, the first `count` (rows,) positions of each row."""
-    return (view.positions >= 0) & (view.positions < count[:, None, None])
+    """(rows, kv_heads, keys) bool, the first `count` positions, of each row (rows,) or head (rows, kv_heads)."""
+    return (view.positions >= 0) & (view.positions < _of_heads(count))
 
 
 def reserved(view: Entries, tokens: Tensor, sinks: int = 0, recent: int | float = 0) -> Tensor:
-    """(rows, kv_heads, keys) bool: what stays whatever its score, within `tokens` (rows,) a head.
+    """(rows, kv_heads, keys) bool: what stays whatever its score, within `tokens` a head, (rows,) or (rows, kv_heads).
 
     The first `sinks`, as far as the budget has room beside the newest; then the newest ones: `recent` tokens (int), or
     that share of the budget (float).
@@ -79,10 +79,11 @@ def reserved(view: Entries, tokens: Tensor, sinks: int = 0, recent: int | float 
 
 
 def top(scores: Tensor, view: Entries, tokens: Tensor, over: Over = "head") -> Tensor:
-    """(rows, kv_heads, keys) bool: each head's newest token, then the highest scores, `tokens` (rows,) a head in all.
+    """(rows, kv_heads, keys) bool: each head's newest token, then the highest scores, `tokens` a head in all.
 
-    scores: (rows, kv_heads, keys), infinite for what must stay; over: whether each head keeps as many, or all heads of
-    a row share what they have together. Of tokens with equal scores the older one stays, then the first head's.
+    scores: (rows, kv_heads, keys), infinite for what must stay; tokens: (rows,), or (rows, kv_heads) where heads keep
+    unequally many; over: whether each head keeps its own, or all heads of a row share what they have together. Of
+    tokens with equal scores the older one stays, then the first head's.
     """
     valid = view.positions >= 0
     scores = scores.masked_fill(view.positions == view.newest[:, None, None], torch.inf).masked_fill(~valid, -torch.inf)
@@ -90,13 +91,18 @@ def top(scores: Tensor, view: Entries, tokens: Tensor, over: Over = "head") -> T
         # Older ones of all heads first; heads of unequal length have the same position in different columns.
         by_age = view.positions.flatten(1)[:, None].argsort(dim=-1, stable=True)
         together = scores.flatten(1)[:, None].gather(-1, by_age)
-        kept = _best(together, tokens * scores.shape[1])
+        kept = _best(together, tokens * scores.shape[1] if tokens.ndim == 1 else tokens.sum(1))
         return torch.empty_like(kept).scatter_(-1, by_age, kept).view_as(scores) & valid
     return _best(scores, tokens) & valid
 
 
+def _of_heads(count: Tensor) -> Tensor:
+    """(rows, 1 or kv_heads, 1) of counts (rows,) or (rows, kv_heads)."""
+    return count[:, None, None] if count.ndim == 1 else count[..., None]
+
+
 def _best(scores: Tensor, count: Tensor) -> Tensor:
-    """bool, the `count` (rows,) highest of each row's last axis; of equals the first."""
+    """bool, the `count` (rows,) or (rows, heads) highest of each last axis; of equals the first."""
     order = scores.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).to(order).expand_as(order))
-    return rank < count[:, None, None]
+    return rank < _of_heads(count)

@@ -40,9 +40,9 @@ def start(config: NammConfig, rule: str) -> np.ndarray:
 
 def linear_part(config: NammConfig) -> np.ndarray:
     """(N,) bool, the numbers in which the score is linear (the features' weights, and the score's bias), and those that
-    share a budget among the layers."""
+    share a budget among layers or heads."""
     part = np.zeros(scorer.num_parameters(config), bool)
-    part[: config.depths] = part[_readout(config)] = part[-1] = True
+    part[: config.depths * max(config.heads, 1)] = part[_readout(config)] = part[-1] = True
     return part
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 DEPTH = "depth"
-"""The part of theta that shares a budget among the layers (`namm_core.allocation`)."""
+"""The part of theta that shares a budget among layers or heads (`namm_core.allocation`)."""
 
 
 def find(name: str) -> Scorer:
@@ -27,8 +27,9 @@ def find(name: str) -> Scorer:
 
 
 def layout(config: NammConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the parts of `theta`, in order: how layers share a budget, then the scorer's own."""
-    shared: dict[str, tuple[int, ...]] = {DEPTH: (config.depths,)} if config.depths else {}
+    """Names and shapes of the parts of `theta`, in order: how a budget is shared, then the scorer's own."""
+    depths = (config.depths, config.heads) if config.heads else (config.depths,)
+    shared: dict[str, tuple[int, ...]] = {DEPTH: depths} if config.depths else {}
     return shared | find(config.scorer).layout(config)
 
 

@@ -30,7 +30,10 @@ CHANGES = {
         "scorer": "linear",
         "selection": "budget",
         "features": ["key_similarity", "key_norm", "age"],
-        "depths": 2,
+        "depths": 3,  # a share for each of the small model's six heads
+        "heads": 2,
+        "sinks": 2,
+        "recent": 4,
     },
     "start": {"rule": "keydiff"},
     "fitness": {
@@ -68,7 +71,7 @@ def test_from_a_rule_over_budgets_in_two_stages_and_again_after_a_kill(namm, siz
     start, (linear, whole) = result["start"], result["stages"]
     assert start["rule"] == "keydiff" and start["validation_fitness"] <= linear["validation_fitness"]
     assert linear["validation_fitness"] <= whole["validation_fitness"]
-    assert linear["searched"] == len(theta) == 13 and linear["sigma_start"] == 0.3
+    assert linear["searched"] == len(theta) == 17 and linear["sigma_start"] == 0.3
     records = [json.loads(line) for line in (run / "generations.jsonl").open()]
     memory = from_mapping(NammConfig, CHANGES["memory"])
     assert records[0]["start"] == linear["start"] == theta_digest(rules.start(memory, "keydiff"))
