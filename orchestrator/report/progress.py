@@ -84,7 +84,7 @@ class Display:
         self.console.print(
             f"{name}{chr(10).join(lines)}, {workers} worker{'s' * (workers != 1)}\n"
             "[dim]fitness: mean of the candidates; best: the best of them; mean, full: task score of the search's "
-            "mean and of\nthe full cache on the same samples; kept: share of the cache that the mean keeps[/dim]"
+            "mean and of the full cache on the same samples; kept: share of the cache that the mean keeps[/dim]"
         )
         self._headed = False
         self._last = time.monotonic()
