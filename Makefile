@@ -5,7 +5,8 @@
 # make docs     the pages of docs/ as a site
 PYTHON ?= python3
 VENV ?= .venv
-CONFIG ?= configs/recall.yaml
+# What is evolved and evaluated: a memory for every size; configs/recall.yaml has the paper's, which decides by a threshold.
+CONFIG ?= configs/recall-budget.yaml
 RUN ?=
 # Where pip looks for torch besides PyPI, for instance an index of CPU wheels.
 TORCH_INDEX ?=
@@ -30,14 +31,15 @@ evolve: setup
 resume: setup
 	$(BIN)/namm evolve --resume $(or $(RUN),$(CONFIG))
 
-# All policies at all sizes with the memory that is shipped, or NAMM=runs/recall/namm.
-NAMM ?= models/recall-namm
+# All policies at all sizes with the memory that is shipped, or NAMM=runs/recall-budget/namm.
+NAMM ?= models/$(basename $(notdir $(CONFIG)))-namm
 evaluate: setup
 	$(BIN)/namm evaluate $(CONFIG) --namm $(NAMM)
 
-# The same memory, unchanged, on a larger language model, on video and on control.
+# The paper's kind of memory, unchanged, on a larger language model, on video and on control.
+TRANSFER_NAMM ?= models/recall-namm
 transfer: setup
-	$(BIN)/namm transfer --namm $(NAMM)
+	$(BIN)/namm transfer --namm $(TRANSFER_NAMM)
 
 # A memory, the full cache and the two best other policies on a real language model, at one size: one table, one
 # picture, within 15 minutes on two cores (docs/real.md). What was interrupted goes on.
@@ -118,7 +120,7 @@ ui: setup
 	$(BIN)/namm ui
 
 report: setup
-	$(BIN)/namm report $(or $(RUN),recall)
+	$(BIN)/namm report $(or $(RUN),$(basename $(notdir $(CONFIG))))
 
 setup: $(VENV)/.installed
 

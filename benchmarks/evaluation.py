@@ -1,4 +1,4 @@
-"""How fast the main job's evaluations are, as many candidates to a call as `make evolve` asks for (`workers`).
+"""How fast evaluations are, as many candidates to a call as configs/recall.yaml asks for (`workers`).
 
     python -m benchmarks.evaluation [other checkout]
 

@@ -68,5 +68,6 @@ def _relinked(piece: re.Match[str], target: Callable[[str], str | None]) -> str:
     path, anchor = piece["path"], piece["anchor"] or ""
     if not path or re.match(r"[a-z]+:", path):
         return piece[0]
+    text = PIECE.sub(lambda inner: _relinked(inner, target), piece["text"])  # a picture that is a link
     found = target(path)
-    return piece["text"] if found is None else f"[{piece['text']}]({found}{anchor})"
+    return text if found is None else f"[{text}]({found}{anchor})"

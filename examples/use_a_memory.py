@@ -1,4 +1,4 @@
-"""Drop a memory into `generate`: the same model, the same prompts, less than half of the KV cache.
+"""Drop a memory into `generate`: the same model, the same prompts, a third of the KV cache.
 
 A small language model reads twelve texts of 1,544 tokens and answers one question about each, first with the stock
 cache of transformers, then with the shipped NAMM as its memory. Nothing but the argument `cache` changes. Prints the
@@ -15,7 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from namm_core import MemoryCache, Namm
 from workers.tasks.loading import load_tasks
 
-MODEL, MEMORY = "models/recall-small", "models/recall-namm"
+MODEL, MEMORY = "models/recall-small", "models/recall-budget-namm"
+SIZE = 0.3
+"""Share of the tokens that the memory may keep; a number of tokens would do as well."""
 NTK_ALPHA = 128
 """The model was trained on 256 tokens; this stretch of its rotary embedding lets it read 1,544."""
 
@@ -41,7 +43,7 @@ def main() -> None:
         answers["full cache"] = tokenizer.decode(tokens[0, -1:]).strip()
         sizes["full cache"] += sum(layer.keys.nbytes + layer.values.nbytes for layer in full.layers)
 
-        with MemoryCache(model, Namm.from_pretrained(MEMORY)) as cache:  # puts the model's attention back at the end
+        with MemoryCache(model, Namm.from_pretrained(MEMORY, budget=SIZE)) as cache:  # undone at the end
             tokens = model.generate(**prompt, cache=cache, max_new_tokens=1, do_sample=False)
             answers["memory"] = tokenizer.decode(tokens[0, -1:]).strip()
             sizes["memory"] += cache.nbytes

@@ -30,7 +30,7 @@ class Probe(Namm):
     """A NAMM that also notes, at every update, how its scores react to each feature."""
 
     def __init__(self, namm: Namm) -> None:
-        super().__init__(namm.config, namm.theta, namm.statistics)
+        super().__init__(namm.config, namm.theta, namm.statistics, namm.budget and namm.budget.value)
         self.sums: dict[int, np.ndarray] = {}
         self.counts: dict[int, int] = {}
 

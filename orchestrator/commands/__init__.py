@@ -1,7 +1,8 @@
-"""The subcommands of `namm`: one file each, found by its name, with a `command`. Here: arguments that several share."""
+"""The subcommands of `namm`: one file each, found by its name, with a `command`. Here: what several share."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -39,6 +40,16 @@ class Policies(click.ParamType):
 def overrides(command: Command) -> Command:
     """Adds the argument `overrides`: `key=value` words that may stand before, between and behind options."""
     return click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(command)
+
+
+def as_json(command: Command) -> Command:
+    """Adds the option `--json`, for programs that read what a command prints."""
+    return click.option("--json", "plain", is_flag=True, help="as one JSON value, for programs")(command)
+
+
+def print_json(value: Any) -> None:
+    """Prints plain values as one JSON value; numbers that do not exist are null in them, never NaN."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def listed(budgets: tuple[float, ...]) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from namm_core.config import from_mapping
 from orchestrator import spec
-from orchestrator.commands import Fractions, Policies, listed, overrides
+from orchestrator.commands import Fractions, Policies, as_json, listed, overrides, print_json
 from orchestrator.evaluation import curve_spec
 from orchestrator.evaluation.curve_spec import ANEW, BUDGETS, EvaluateSpec
 from orchestrator.policy_entries import PolicyEntry
@@ -39,6 +39,7 @@ from orchestrator.storage import run_folder
 @click.option("--timing", type=int, help="rounds in which speeds are measured (5; 0: none)")
 @click.option("--name", help="name of its run folder (the job's, then -evaluate)")
 @click.option("--resume", is_flag=True, help="continue an interrupted evaluation, or extend one")
+@as_json
 def command(
     config: str,
     overrides: tuple[str, ...],
@@ -47,6 +48,7 @@ def command(
     name: str | None,
     resume: bool,
     best: bool,
+    plain: bool,
     **sizes: Any,
 ) -> None:
     """Compares policies at several sizes of the cache, with the model and tasks of CONFIG: a job file (YAML) or a run;
@@ -61,15 +63,17 @@ def command(
         asked = dataclasses.replace(_read(begun / run_folder.EVALUATION), **given)
     if best:
         asked = dataclasses.replace(asked, policies=curve_spec.at_best(asked.policies, tuple(asked.others)))
-    _run(asked, resume)
+    _run(asked, resume, plain)
 
 
-def _run(asked: EvaluateSpec, resume: bool) -> None:
+def _run(asked: EvaluateSpec, resume: bool, plain: bool) -> None:
     from orchestrator.evaluation import curve_job, curve_tables  # matplotlib
     from orchestrator.report.progress import shown
 
-    with shown(f"namm evaluate --resume {asked.job.name}", begun=resume) as display:
+    with shown(f"namm evaluate --resume {asked.job.name}", begun=resume, aside=plain) as display:
         result, points = curve_job.run(asked, resume, display)
+    if plain:
+        return print_json({"result": result, "points": points})
     display.console.print()
     display.console.print(curve_tables.table(result, points))
     folder = run_folder.RUNS / asked.job.name

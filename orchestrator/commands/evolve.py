@@ -10,7 +10,8 @@ import click
 from rich.console import Console
 
 from orchestrator import spec
-from orchestrator.commands import overrides
+from orchestrator.commands import as_json, overrides, print_json
+from orchestrator.report.verdict import verdict
 from orchestrator.storage import run_folder
 
 
@@ -22,7 +23,10 @@ from orchestrator.storage import run_folder
 @click.option("--tflops", type=float, help="with --dry-run: a GPU's peak TFLOP/s in bfloat16 (989, H100 SXM)")
 @click.option("--kept", type=float, help="with --dry-run: kept fraction to count with (0.3)")
 @click.option("--tokens", type=int, help="with --dry-run: tokens of a prompt (the longest that tasks allow)")
-def command(config: str | None, overrides: tuple[str, ...], resume: bool, dry_run: bool, **assumed: Any) -> None:
+@as_json
+def command(
+    config: str | None, overrides: tuple[str, ...], resume: bool, dry_run: bool, plain: bool, **assumed: Any
+) -> None:
     """Runs the evolution job in the file CONFIG (YAML); KEY=VALUE replaces its settings, by dotted keys.
 
     With --resume CONFIG may also be a run's name or folder, or the storage URL that it is kept at.
@@ -30,28 +34,31 @@ def command(config: str | None, overrides: tuple[str, ...], resume: bool, dry_ru
     if config is None:
         raise ValueError("which job? namm evolve CONFIG.yaml, or namm evolve --resume RUN")
     given = {name: value for name, value in assumed.items() if value is not None}
+    if dry_run and plain:
+        raise ValueError("--json is for what a job finds: leave it out with --dry-run")
     if dry_run:
         _plan(config, overrides, resume, given)
     elif given:
         raise ValueError(f"--{next(iter(given))} is for --dry-run")
     else:
-        _run(config, overrides, resume)
+        _run(config, overrides, resume, plain)
 
 
-def _run(config: str, overrides: tuple[str, ...], resume: bool) -> None:
+def _run(config: str, overrides: tuple[str, ...], resume: bool, plain: bool) -> None:
     from orchestrator.evolve_job import run  # Ray, MLflow and matplotlib, which a plan does without
     from orchestrator.report.progress import shown
 
     job = _job(config, overrides, resume)
-    with shown(f"namm evolve --resume {job.name}", begun=resume) as display:
+    with shown(f"namm evolve --resume {job.name}", begun=resume, aside=plain) as display:
         result = run(job, resume, display)
+    if plain:
+        return print_json({"verdict": verdict(result), "result": result})
     _end(display.console, job.name, result)
 
 
 def _end(console: Console, name: str, result: dict[str, Any]) -> None:
     """What was won or lost, the table, where everything is, and what to do next."""
     from orchestrator.report import tables
-    from orchestrator.report.verdict import verdict
 
     console.print(f"\n{verdict(result)}\n", style="bold", soft_wrap=True)
     console.print(tables.table(result))

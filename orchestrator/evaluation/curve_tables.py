@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,9 @@ def markdown(result: Result, points: Sequence[Point]) -> str:
         cells = [_at(points, name, level) for level in levels]
         rows.append([f"`{name}`", *("" if p is None else f"{p['score']:.3f}" for p in cells)])
     text = ["## Score by kept fraction of the cache", "", *markdown_rows(rows)]
-    text += ["", *str(_caption(result, points)).splitlines(), ""]
+    for line in str(_caption(result, points)).splitlines():  # a paragraph each; a line that begins with * is no list
+        text += ["", re.sub(r"^\*", r"\\*", line)]
+    text.append("")
     text += ["## All points", "", *markdown_rows([*_all_points(points)]), ""]
     if _apart(points):
         text += ["## Trained and unseen kinds apart", "", *markdown_rows([*_all_kinds(points)]), ""]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from namm_core.config import NammConfig
+from namm_core import plugins
+from namm_core.config import FEATURES, NammConfig
 
 if TYPE_CHECKING:  # imports torch
     from workers.inspection import Sensitivity
@@ -59,10 +60,19 @@ def feature_names(config: NammConfig) -> list[str]:
 
     A period is in tokens, a frequency in cycles per `n_fft` queries.
     """
-    half = config.age_dim // 2
-    periods = [2 * math.pi * float(config.age_max_period) ** (j / half) for j in range(half)]
-    ages = [f"{kind} of age, period {period:,.0f}" for kind in ("sine", "cosine") for period in periods]
-    return ages + [f"frequency {f}" for f in range(config.frequencies)]
+    return [name for feature in config.features for name in _names(feature, config)]
+
+
+def _names(feature: str, config: NammConfig) -> list[str]:
+    if feature == "age":
+        half = config.age_dim // 2
+        periods = [2 * math.pi * float(config.age_max_period) ** (j / half) for j in range(half)]
+        return [f"{kind} of age, period {period:,.0f}" for kind in ("sine", "cosine") for period in periods]
+    width = plugins.find_class(FEATURES, feature, "feature")().width(config)
+    if feature == "spectrum":
+        return [f"frequency {f}" for f in range(width)]
+    name = feature.replace("_", " ")
+    return [name] if width == 1 else [f"{name}, {i + 1} of {width}" for i in range(width)]
 
 
 def _by_age(readings: Sequence[Reading]) -> dict[str, Any]:

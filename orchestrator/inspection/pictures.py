@@ -17,6 +17,14 @@ from orchestrator.report.pictures import BLUE, DPI, GREY, ORANGE
 
 TITLE: dict[str, Any] = {"fontsize": 13, "fontweight": "bold"}
 
+AGE, FREQUENCY, OTHER = (
+    "age: sine or cosine, period in tokens",
+    "frequency: cycles in a window of the spectrogram",
+    "features by name (docs/memory.md)",
+)
+PANELS = {AGE: ORANGE, FREQUENCY: BLUE, OTHER: BLUE}
+"""Panels of what a score reacts to: title and colour."""
+
 
 def draw(found: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     """Draws all four pictures into `folder`; returns their paths by title, in order."""
@@ -106,31 +114,37 @@ def kinds(found: Mapping[str, Any], path: Path) -> None:
 
 
 def sensitivity(found: Mapping[str, Any], path: Path) -> None:
-    """Draws the mean |d score / d feature|: ages in one panel, frequencies in the other; dots are layers."""
+    """Draws the mean |d score / d feature|, a panel each for ages, frequencies and other features; dots are layers."""
     names = found["sensitivity"]["features"]
     mean, layers = np.array(found["sensitivity"]["mean"]), np.array(found["sensitivity"]["layers"])
-    split = next(i for i, name in enumerate(names) if name.startswith("frequency"))
+    panels = {title: [i for i, name in enumerate(names) if _panel(name) == title] for title in PANELS}
+    panels = {title: at for title, at in panels.items() if at}
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[split, len(names) - split])
-    for axes, part, color in ((left, slice(0, split), ORANGE), (right, slice(split, None), BLUE)):
-        at = np.arange(len(mean[part]))
-        axes.bar(at, mean[part], color=color, width=0.75, label="mean of layers")
-        for row in layers:
-            axes.plot(at, row[part], ls="none", marker="o", ms=3, color="black", alpha=0.5, label="one layer")
+    widths = [len(at) for at in panels.values()]
+    row = figure.subplots(1, len(panels), sharey=True, width_ratios=widths, squeeze=False)[0]
+    for axes, (title, at) in zip(row, panels.items(), strict=True):
+        axes.bar(range(len(at)), mean[at], color=PANELS[title], width=0.75, label="mean of layers")
+        for layer in layers:
+            axes.plot(range(len(at)), layer[at], "o", ms=3, color="black", alpha=0.5, label="one layer")
+        axes.set_xlabel(title)
         _plain(axes)
-    short = [name.replace(" of age, period ", "\n") for name in names[:split]]
-    left.set_xticks(range(split), short, fontsize=7, rotation=60)
-    left.set_xlabel("age: sine or cosine, period in tokens")
-    right.set_xticks(range(len(names) - split), [name.split()[1] for name in names[split:]])
-    right.set_xlabel("frequency: cycles in a window of the spectrogram")
-    left.set_ylabel("mean |d score / d feature|")
-    dots, labels = right.get_legend_handles_labels()
+        if title == FREQUENCY:
+            axes.set_xticks(range(len(at)), [names[i].split()[1] for i in at])
+        else:
+            short = [names[i].replace(" of age, period ", "\n") for i in at]
+            axes.set_xticks(range(len(at)), short, fontsize=7, rotation=60)
+    row[0].set_ylabel("mean |d score / d feature|")
+    dots, labels = row[-1].get_legend_handles_labels()
     shown = {label: handle for handle, label in zip(dots, labels, strict=True)}
-    right.legend(
+    row[-1].legend(
         shown.values(), shown, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, fontsize=9
     )
     figure.suptitle("What a token's score reacts to, of its own features", **TITLE)
     _save(figure, path)
+
+
+def _panel(name: str) -> str:
+    return AGE if " of age, " in name else FREQUENCY if name.startswith("frequency ") else OTHER
 
 
 def _plain(axes: Axes) -> None:

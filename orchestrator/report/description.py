@@ -25,15 +25,15 @@ def text(
         state = f"**{verdict(result)}**"
     else:
         state = f"**{len(records)} of {job.generations} generations told.**"
-    parts = [state, _about(job)]
+    parts = [state, f"The memory: `{folder / MEMORY}`.", _about(job)]  # what is read before "show more" is pressed
     if result is not None:
         parts += ["### On held-out samples", tables.markdown(result)]
     if looks:
         parts += ["### On validation samples, generation by generation", "\n".join(_looks(looks))]
     parts += [
         "### Where it is",
-        f"The memory: `{folder / MEMORY}`. Every generation to look at: `{STORY}` among the artifacts, and "
-        f"`{folder / STORY}`. The same run again: `{again(folder)}`.",
+        f"Every generation to look at: `{STORY}` among the artifacts, and `{folder / STORY}`. "
+        f"The same run again: `{again(folder)}`.",
     ]
     return "\n\n".join(parts)
 

@@ -22,13 +22,14 @@ HEADER = (
 
 
 @contextmanager
-def shown(again: str, begun: bool) -> Iterator[Display]:
+def shown(again: str, begun: bool, aside: bool = False) -> Iterator[Display]:
     """A display for a command that Ctrl-C or SIGTERM may interrupt.
 
     again: the command that continues it, printed after an interruption where there is something to continue; begun:
-    whether there is from the start. The KeyboardInterrupt is raised again.
+    whether there is from the start; aside: on standard error, where standard output is for a program. The
+    KeyboardInterrupt is raised again.
     """
-    display = Display(begun=begun)
+    display = Display(Console(highlight=False, stderr=aside), begun)
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # `ray job stop`, or a machine that is taken away: as Ctrl-C
@@ -57,6 +58,8 @@ class Display:
         self._started = self._last = time.monotonic()
         self._total = 0
         self._title = ""
+        self._headed = True
+        """Whether the header of the generations' lines was printed."""
         self._done_evaluations = 0
         self._durations: list[float] = []
 
@@ -69,7 +72,7 @@ class Display:
         self.console.print(text, style="dim", markup=False, soft_wrap=True)
 
     def start(self, job: JobSpec, workers: int) -> None:
-        """Announces the search: its stages, and the header of the lines that follow."""
+        """Announces the search: its stages, and what the columns of the lines that follow are."""
         self._total = sum(stage.generations for stage in job.plan)
         lines = []
         for stage in job.plan:
@@ -81,9 +84,9 @@ class Display:
         self.console.print(
             f"{name}{chr(10).join(lines)}, {workers} worker{'s' * (workers != 1)}\n"
             "[dim]fitness: mean of the candidates; best: the best of them; mean, full: task score of the search's "
-            "mean and of\nthe full cache on the same samples; kept: share of the cache that the mean keeps[/dim]"
+            "mean and of the full cache on the same samples; kept: share of the cache that the mean keeps[/dim]"
         )
-        self.console.print(HEADER, style="bold")
+        self._headed = False
         self._last = time.monotonic()
         self._begin_live()
 
@@ -102,6 +105,9 @@ class Display:
 
     def generation(self, record: dict[str, Any], cost: Cost) -> None:
         """Prints the line of a generation that was told to the search."""
+        if not self._headed:
+            self._headed = True
+            self.console.print(HEADER, style="bold", soft_wrap=True)
         now = time.monotonic()
         took, self._last = now - self._last, now
         fresh, self._done_evaluations = cost.evaluations - self._done_evaluations, cost.evaluations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import yaml
 from rich.table import Table
 
 from orchestrator.storage.journal import in_use
+
+LOOKED = ("score", "kept", "full", "fitness")
+"""What is said of a look at validation samples; `full` is the score of the full cache."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,30 @@ def table(runs: list[Run]) -> Table:
     return shown
 
 
+def plain(run: Run, folder: Path) -> dict[str, Any]:
+    """What the table says of a run, as plain JSON values; null is what is not known, or not yet.
+
+    validation: the figures of its best look at validation samples; heldout: of the final table, by policy.
+    """
+    look, settings = _best_look(run), run.settings
+    policies = run.result.get("policies") if run.result else None
+    return {
+        "name": run.name,
+        "folder": str(folder),
+        "state": run.state,
+        "model": _model(settings),
+        "seed": _integer(settings.get("seed", 0)),
+        "told": len(run.generations),
+        "generations": _integer(settings.get("generations")),
+        "validation": look and {name: _finite(look.get(f"validation_{name}")) for name in LOOKED},
+        "heldout": {
+            policy: {name: _finite(entry.get(name)) for name in ("mean", "kept")}
+            for policy, entry in (policies if isinstance(policies, dict) else {}).items()
+            if isinstance(entry, dict)
+        },
+    }
+
+
 def _best_look(run: Run) -> dict[str, Any] | None:
     """The best validation of the stage that the run is in; None if there was none yet."""
     looks = [record for record in run.generations if isinstance(record.get("validation_fitness"), int | float)]
@@ -89,6 +117,14 @@ def _model(settings: dict[str, Any]) -> str:
 def _number(record: Any, name: str, digits: int = 3) -> str:
     value = record.get(name) if isinstance(record, dict) else None
     return f"{value:.{digits}f}" if isinstance(value, int | float) else "?"
+
+
+def _integer(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -24,6 +24,9 @@ UI_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_
 """Environment variables for the process that runs `ui_command`: no telemetry, no job runner beside the UI."""
 
 
+APP = "namm"
+"""The app plug-in (`ui_app`) through which MLflow serves its pages."""
+
 _SQLITE, _SQLITE_DRIVER = "sqlite:///", "sqlite+pysqlite:///"
 
 
@@ -128,7 +131,8 @@ def ui_page(port: int, experiment: str | None = None, run: str | None = None) ->
     """Address of a page of the UI on this machine: that of a run, of an experiment's runs, or the first one.
 
     It names the view for trained models, since MLflow 3.17 opens an experiment in the one for chat applications
-    otherwise, whatever the experiment's kind is; and of an experiment's runs, the charts beside them.
+    otherwise, whatever the experiment's kind is (`ui_app` chooses the same where an address names none); and of an
+    experiment's runs, the charts beside them.
     """
     page = f"http://127.0.0.1:{port}"
     if experiment is None:
@@ -148,6 +152,8 @@ def ui_command(uri: str, port: int = 5000) -> list[str]:
     if uri.startswith(("http://", "https://")):
         raise ValueError(f"the runs are at {masked_url(uri)}: open that address in a browser")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    if importlib.metadata.entry_points(group="mlflow.app", name=APP):  # not where an older version was installed
+        command += ["--app-name", APP]
     if (file := sqlite_file(uri)) is not None:
         command += ["--artifacts-destination", artifacts_beside(file)]
     return command + ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

@@ -112,8 +112,12 @@ class Page:
         """`light` or `dark`, as the person's system has it."""
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
+    def shot(self) -> bytes:
+        """What is seen now, as PNG."""
+        return base64.b64decode(self.ask("Page.captureScreenshot", format="png")["data"])
+
     def picture(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", format="png")["data"]))
+        path.write_bytes(self.shot())
 
     def close(self) -> None:
         if hasattr(self, "_session"):

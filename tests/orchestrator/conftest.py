@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.orchestrator.browser import CHROMIUM, Page
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -20,6 +23,18 @@ def smoke() -> dict:
     plain = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text())
     plain["model"]["path"] = str(ROOT / "models" / "recall-small")
     return plain
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory) -> Iterator[Page]:
+    """An empty page of a real browser."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    page = Page(tmp_path_factory.mktemp("chromium"))
+    try:
+        yield page
+    finally:
+        page.close()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import psutil
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from matplotlib.image import imread
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from safetensors.numpy import load_file
@@ -24,8 +24,7 @@ from safetensors.numpy import load_file
 from namm_core import Namm
 from orchestrator.report.verdict import verdict
 from orchestrator.tracking.registry import digest
-from orchestrator.tracking.store import check_mlflow
-from tests.orchestrator import browser
+from tests.orchestrator import ui_walk
 
 TIMES = ("seconds", "search_seconds")
 
@@ -132,51 +131,34 @@ def test_mlflow_tells_it_too(finished):
     assert np.array_equal(got.theta.numpy(), theta_of(folder / "runs" / "smoke"))
 
 
-@pytest.fixture(scope="module")
-def ui(finished):
-    """`namm ui` in the finished job's folder: the addresses that it prints, by what they are said to show."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "orchestrator.cli", "ui", "--port", str(port)]
-    process = subprocess.Popen(
-        command, cwd=finished[0], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-    )
-    try:
-        yield dict(process.stdout.readline().strip().rsplit(": ", 1) for _ in range(3))
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def test_two_clicks_in_mlflow_show_the_generations_the_verdict_and_the_memory(finished, ui, tmp_path):
-    """Real pages in a real browser: runs beside charts in their order, then the run's own page."""
-    if browser.CHROMIUM is None:
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
-    check_mlflow(ui["all runs"].partition("/#")[0], patience=120)
-    page = browser.Page(tmp_path / "chromium")
-    try:
-        page.open(ui["all runs"])
-        told = page.until("document.body.innerText", "smoke (fitness/mean)")  # the legend of a chart that is drawn
+def test_two_clicks_in_mlflow_show_the_generations_the_verdict_and_the_memory(finished, chromium, tmp_path):
+    """Real pages in a real browser: runs beside charts in their order, then the run's own page; from the address that
+    `namm ui` prints, and from the first page."""
+    folder, _ = finished
+    result = json.loads((folder / "runs" / "smoke" / "result.json").read_text())
+    with ui_walk.served(folder) as addresses:
+        told = ui_walk.runs(chromium, addresses["all runs"], "smoke", tmp_path / "runs.png")
         assert "Evaluation runs" not in told  # that is the view for chat applications
         lines = told.splitlines()
         sections = ["fitness", "fitness_validation", "heldout/full", "kept", "search", "tasks/score", "workers"]
         assert [line for line in lines if line in sections] == sections
         assert "System metrics" in lines[lines.index("workers") :]
-        page.picture(tmp_path / "runs.png")
-        page.run("[...document.querySelectorAll('a')].find((a) => a.textContent.trim() === 'smoke').click()")
-        told = page.until("document.body.innerText", "Where it is")
-        result = json.loads((finished[0] / "runs" / "smoke" / "result.json").read_text())
-        assert verdict(result) in told and "3 generations of 4 candidates" in told
-        assert "runs/smoke/namm" in told and "namm-smoke" in told
-        page.picture(tmp_path / "run.png")
-    finally:
-        page.close()
+        pages = [ui_walk.run(chromium, "smoke", tmp_path / "run.png")]
+        pages.append(ui_walk.from_the_start(chromium, addresses["all runs"], "namm", "smoke"))
+        for told in pages:
+            assert verdict(result) in told and "3 generations of 4 candidates" in told
+            assert "runs/smoke/namm" in told and "namm-smoke" in told
+            assert "Model registry" in told and "Evaluation runs" not in told
+    for name in ("runs.png", "run.png"):
+        assert imread(tmp_path / name).shape[1] > 1000
 
 
 def test_one_worker_gives_the_same_bits_as_two(finished, namm, job_file, tmp_path):
-    process = namm("evolve", job_file(workers={"count": 1}))
-    assert process.wait(300) == 0, process.stderr.read()
+    process = namm("evolve", job_file(workers={"count": 1}), "--json")
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    result = json.loads((tmp_path / "runs" / "smoke" / "result.json").read_text())
+    assert json.loads(printed) == {"verdict": verdict(result), "result": result} and "3/3" in errors
     assert result_of(tmp_path / "runs" / "smoke") == result_of(finished[0] / "runs" / "smoke")
     assert np.array_equal(theta_of(tmp_path / "runs" / "smoke"), theta_of(finished[0] / "runs" / "smoke"))
 

@@ -91,7 +91,8 @@ def test_the_folder_holds_every_policy_at_every_size(evaluated):
     assert full["peak_cache_bytes"] >= full["samples"] and full["peak_cache_ratio"] == full["decode_ratio"] == 1.0
     assert small["peak_kv_bytes"] < 0.6 * full["peak_kv_bytes"]
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert (run / "curve.md").read_text().count("| `streaming` |") == 1 + 3 + 3
+    text = (run / "curve.md").read_text()
+    assert text.count("| `streaming` |") == 1 + 3 + 3 and "\n\n\\* the NAMM as it is. 6 held-out" in text
     # Printed into a pipe, and none too wide.
     assert f"{own:.3f}*" in printed and "6 held-out samples" in printed and "tok/s" in printed
     assert max(map(len, printed.splitlines())) <= 80
@@ -241,10 +242,11 @@ def test_a_memory_with_a_budget_is_given_each_size(namm, job_file, tmp_path):
         "namm": 0.3,
         "h2o": 0.3,
     }
-    again = namm("evaluate", "--resume", "smoke-evaluate", "--size", "0.6", "--timing", "0")
-    _, errors = again.communicate(timeout=300)
+    again = namm("evaluate", "--resume", "smoke-evaluate", "--size", "0.6", "--timing", "0", "--json")
+    printed, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
-    result = loaded(tmp_path / "runs" / "smoke-evaluate")[2]
+    _, points, result = loaded(tmp_path / "runs" / "smoke-evaluate")
+    assert json.loads(printed) == {"result": result, "points": points} and "h2o" in errors
     assert result["own_kept"] == 0.6 and result["policies"]["namm"]["budget"] == 0.6
 
 

@@ -56,9 +56,10 @@ def test_a_report_over_two_targets(targets, capsys):
 
     assert transfer("--to", "short.yaml", *ASKED) == 2
     assert "runs/transfer exists: continue it with --resume" in capsys.readouterr().err
-    assert transfer("--to", "short.yaml", "--resume", *ASKED) == 0  # nothing is computed again
+    assert transfer("--to", "short.yaml", "--resume", *ASKED, "--json") == 0  # nothing is computed again
+    told = json.loads(capsys.readouterr().out)
     again = json.loads((targets / "runs/transfer/transfer.json").read_text())["short"]
-    assert again["points"] == found["short"]["points"]
+    assert again["points"] == found["short"]["points"] and told == {"short": again}
 
 
 def test_bad_input_is_one_line_before_anything_begins(targets, capsys):

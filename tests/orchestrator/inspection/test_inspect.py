@@ -17,7 +17,7 @@ from orchestrator.cli import main
 from orchestrator.inspection import figures as inspection
 from orchestrator.inspection import page
 from orchestrator.inspection import pictures as inspection_pictures
-from tests.orchestrator import browser
+from tests.orchestrator.browser import Page
 from workers.inspection import Sensitivity
 from workers.reading import Reading
 from workers.unit import SampleRef
@@ -92,15 +92,9 @@ def test_the_page_needs_nothing_from_elsewhere(written):
 
 
 @pytest.fixture(scope="module")
-def shown(written, tmp_path_factory):
-    if browser.CHROMIUM is None:
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
-    opened = browser.Page(tmp_path_factory.mktemp("chromium"))
-    try:
-        opened.open(written.as_uri())
-        yield opened
-    finally:
-        opened.close()
+def shown(written, chromium) -> Page:
+    chromium.open(written.as_uri())
+    return chromium
 
 
 SHARES = "[...document.querySelectorAll('#text span')].map((s) => s.style.getPropertyValue('--share'))"
@@ -192,6 +186,28 @@ def test_the_command_from_end_to_end(job_file, tmp_path, monkeypatch, capsys):
     assert f"kept {found['kept']:.3f} of the KV cache over 2 prompts" in printed
     assert [s["task"] for s in found["samples"]] == ["residence", "topic"] and found["samples"][0]["tokens"] == 264
     assert len(found["sensitivity"]["mean"]) == 25
+    assert main(["inspect", "somewhere/namm", "--config", job_file(), "--samples", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_a_memory_that_is_given_its_size(job_file, tmp_path, monkeypatch, capsys):
+    """At the size that is asked for, else at the job's; a feature is shown by its name."""
+    monkeypatch.chdir(tmp_path)
+    features = ("key_similarity", "bands", "age")
+    config = NammConfig(update_interval=32, scorer="linear", features=features, selection="budget", over="layer")
+    Namm(config, torch.linspace(-1.0, 1.0, 13)).save_pretrained("namm")
+    asked = ["inspect", "namm", "--config", job_file(), "--samples", "1", "--json"]
+    for more, kept in (("--size", "0.6"), 0.6), ((), 0.3):
+        assert main([*asked, *more]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["kept"] == pytest.approx(kept, abs=0.03)  # the tokens behind the last update
+    names = found["sensitivity"]["features"]
+    assert names[:5] == ["key similarity", "bands, 1 of 3", "bands, 2 of 3", "bands, 3 of 3", "sine of age, period 6"]
+    assert found["sensitivity"]["mean"] == pytest.approx(np.abs(np.linspace(-1.0, 1.0, 13))[:-1], abs=1e-6)
+    assert imread("inspection/sensitivity.png").shape[1] > 400
+    Namm(NammConfig(update_interval=32)).save_pretrained("other")
+    assert main(["inspect", "other", "--config", job_file(), "--size", "0.3"]) == 2
+    assert "decides itself how much it keeps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

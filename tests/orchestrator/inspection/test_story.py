@@ -20,7 +20,7 @@ from orchestrator.protocols import Recorder
 from orchestrator.report.summary import summarise
 from orchestrator.session import evaluator_config
 from orchestrator.storage.journal import Journal
-from tests.orchestrator import browser
+from tests.orchestrator.browser import Page
 from tests.orchestrator.inspection.test_inspect import contrast
 from workers.evaluator import Evaluator
 from workers.reading import Reading
@@ -144,21 +144,15 @@ def test_it_is_one_light_file_before_the_first_generation_and_after_the_last(ran
 
 
 @pytest.fixture(scope="module")
-def shown(written, tmp_path_factory):
-    if browser.CHROMIUM is None:
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
-    opened = browser.Page(tmp_path_factory.mktemp("chromium"))
-    try:
-        opened.open(written.as_uri())
-        yield opened
-    finally:
-        opened.close()
+def shown(written, chromium) -> Page:
+    chromium.open(written.as_uri())
+    return chromium
 
 
 SHARES = "[...document.querySelectorAll('#text span')].map((s) => Number(s.style.getPropertyValue('--share')))"
 
 
-def text_of(page: browser.Page, id: str) -> str:
+def text_of(page: Page, id: str) -> str:
     return page.run(f"document.getElementById('{id}').textContent")
 
 
