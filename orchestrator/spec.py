@@ -182,8 +182,8 @@ class JobSpec(Ranged, Readable):
     """MLflow store; None: `mlflow.db` in the working folder."""
     mlflow_experiment: str = "namm"
     """MLflow experiment that the run belongs to; made where there is none."""
-    mlflow_system_metrics: bool = True
-    """Whether MLflow gets the load of the job's machine: processor, memory, disk, network."""
+    mlflow_system_metrics: bool = False
+    """Whether MLflow gets the load of the job's machine, too, which its pages show in front of all else."""
 
     @classmethod
     def from_plain(cls, value: Any, where: str) -> JobSpec:

@@ -41,7 +41,7 @@ SHIPPED = ", ".join(f"{name} {known.samples}" for name, known in KNOWN.items())
 
 @click.command(short_help="try a NAMM, unchanged, on models that it was not evolved on")
 @click.argument("words", nargs=-1, metavar="[TARGET]... [KEY=VALUE]...")
-@click.option("--namm", default="runs/recall/namm", help="folder or Hub id of a saved NAMM (runs/recall/namm)")
+@click.option("--namm", default="models/recall-namm", help="folder or Hub id of a saved NAMM (models/recall-namm)")
 @click.option("--to", multiple=True, help="a target; more of them may follow")
 @click.option(
     "--policies", type=Policies(), help='such as "h2o,{name: snapkv, window: 64}"; default: all that there are'

@@ -113,12 +113,12 @@ class Display:
         fresh, self._done_evaluations = cost.evaluations - self._done_evaluations, cost.evaluations
         if fresh:
             self._durations.append(took)
-        recent = self._durations[-5:]
-        left = (self._total - record["generation"]) * sum(recent) / len(recent) if recent else 0.0
+        recent = self._durations[1:][-5:]  # the first one has set-up in it
+        left = _duration((self._total - record["generation"]) * sum(recent) / len(recent)) if recent else ""
         line = (
             f"{record['generation']:>8}/{self._total:<3}{record['fitness_mean']:>10.3f}{record['fitness_best']:>9.3f}"
             f"{record['mean_score']:>9.3f}{record['full_score']:>8.3f}{record['kept']:>7.2f}{record['sigma']:>9.4f}"
-            f"{fresh / took if took > 0 else 0:>8.1f}{_duration(left):>8}"
+            f"{fresh / took if took > 0 else 0:>8.1f}{left:>8}"
         )
         if "validation_score" in record:
             line += (
