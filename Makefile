@@ -47,7 +47,7 @@ REAL_NAMM ?= $(firstword $(wildcard models/smollm2-namm) models/recall-namm)
 REAL_SIZE ?= 0.3
 REAL_SAMPLES ?= 48
 REAL_POLICIES ?= {name: expected_attention, over: layer, sinks: 4, epsilon: 0, floor: 2.5},{name: keydiff, over: layer, sinks: 4}
-# bfloat16 where the processor multiplies it, four times as fast; no other figure depends on it.
+# bfloat16 where the processor multiplies it (four times as fast); scores are those of that arithmetic.
 REAL_DTYPE ?= $(if $(shell grep -m1 -E 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null),bfloat16,float32)
 REAL_NAME ?= real-$(subst /,-,$(REAL_NAMM))-$(REAL_SIZE)
 REAL_ASKED = --budgets none --size $(REAL_SIZE) --samples $(REAL_SAMPLES) --validation 6 --timing 0

@@ -1,7 +1,8 @@
 """How the layers of a model, or all its heads, share one budget: as a memory's numbers say. Knows no scores.
 
 Layers differ in how much an answer needs of what they hold (PyramidKV, arXiv 2406.02069), and heads differ more: a few
-look things up far back, most look at what is near (DuoAttention, arXiv 2410.10819). Which ones, a search finds.
+look things up far back, most look at what is near (DuoAttention, arXiv 2410.10819). Which
+ones, a search finds, or `namm_core.head_probe`.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Allotments:
         last = self._last
         if last is None or last[1].shape[1:] != (view.layers, heads) or not _same(last[0], asked):
             share = shares(weights, view.layers, heads)
-            last = self._last = asked, allotted(mean, view.newest + 1, share, self.least)
+            given = allotted(mean, view.newest + 1, share, self.least)
+            last = self._last = [tensor.clone() for tensor in asked], given  # a cache may go on in the same tensors
         return last[1][:, view.layer]
 
 

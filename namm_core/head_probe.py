@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "namm_head_probe"
 _near: dict[int, tuple[Tensor, int, int]] = {}
@@ -94,7 +95,6 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Causal attention of whole texts, in which some heads see only what `_near` says."""
     groups, tokens = query.shape[1] // key.shape[1], query.shape[2]
-    keys, values = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     near, sinks, window = _near[int(module.layer_idx)]  # type: ignore[arg-type]  # attributes count as tensors
     mask = None
     if near.any():
@@ -103,10 +103,7 @@ def _attend(
         close = sees & ((at[None] < sinks) | (at[None] > at[:, None] - window))
         near = near.to(query.device).repeat_interleave(groups, dim=1)
         mask = torch.where(near[..., None, None], close, sees)
-    attended = torch.nn.functional.scaled_dot_product_attention(
-        query, keys, values, mask, is_causal=mask is None, scale=scaling
-    )
-    return attended.transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=mask is None)
 
 
 AttentionInterface.register(NAME, _attend)

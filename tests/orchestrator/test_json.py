@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from orchestrator import cli
-from orchestrator.commands import runs as runs_command
 from orchestrator.report.summary import summarise
 from orchestrator.report.verdict import verdict
 from tests.orchestrator.report.test_report import two_tasks
@@ -51,7 +50,7 @@ def test_runs(folder, capsys):
 
 
 def test_runs_where_there_are_none(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runs_command, "RUNS", tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)
     assert told(capsys, "runs") == []
 
 
